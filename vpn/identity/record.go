@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+
+package identity
+
+import (
+	"crypto/ecdh"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// MaxRecord bounds an encoded record in bytes, so that it fits one datagram inside a tunnel.
+const MaxRecord = 1200
+
+// maxEndpoints bounds the endpoints of a record.
+const maxEndpoints = 16
+
+// Record is what a node says of itself to the others.
+type Record struct {
+	Node      Node // from the verified certificate
+	Chain     []*x509.Certificate
+	Seq       uint64           // larger is newer; nodes use the time in milliseconds, never going back
+	WG        *ecdh.PublicKey  // X25519
+	Endpoints []netip.AddrPort // UDP, where the node may be reached: public, then local
+	Hosts     []string         // the same as "host:port" with a name in the public DNS, not of the mesh
+	raw       []byte
+}
+
+// body is a record's signed part: CBOR (RFC 8949) with small integer keys. Unknown keys are ignored, so that fields can
+// be added; a field that changes the meaning of others needs a new signing domain.
+type body struct {
+	Chain     [][]byte `cbor:"1,keyasint"`
+	Seq       uint64   `cbor:"2,keyasint"`
+	WG        []byte   `cbor:"3,keyasint"`
+	Endpoints [][]byte `cbor:"4,keyasint,omitempty"` // 6 or 18 bytes: address, then port, big endian
+	Hosts     []string `cbor:"5,keyasint,omitempty"`
+}
+
+type signed struct {
+	_    struct{} `cbor:",toarray"`
+	Body []byte
+	Sig  []byte
+}
+
+const recordDomain = "mesh node record v1\n"
+
+var (
+	encMode, _ = cbor.CoreDetEncOptions().EncMode()
+	decMode, _ = cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden,
+		MaxArrayElements: 64, MaxMapPairs: 64, MaxNestedLevels: 4, TagsMd: cbor.TagsForbidden}.DecMode()
+)
+
+// Record makes and signs this node's record.
+func (id *Identity) Record(seq uint64, endpoints []netip.AddrPort, hosts []string) (*Record, error) {
+	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: hosts}
+	for _, c := range id.Chain {
+		b.Chain = append(b.Chain, c.Raw)
+	}
+	for _, e := range endpoints {
+		p, err := netip.AddrPortFrom(e.Addr().Unmap().WithZone(""), e.Port()).MarshalBinary()
+		if err != nil {
+			return nil, err
+		}
+		b.Endpoints = append(b.Endpoints, p)
+	}
+	raw, err := encMode.Marshal(b)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the node record: %w", err)
+	}
+	sig, err := id.Sign(append([]byte(recordDomain), raw...))
+	if err != nil {
+		return nil, fmt.Errorf("signing the node record: %w", err)
+	}
+	env, err := encMode.Marshal(signed{Body: raw, Sig: sig})
+	if err != nil {
+		return nil, fmt.Errorf("encoding the node record: %w", err)
+	}
+	return id.CA.ParseRecord(env)
+}
+
+// ParseRecord decodes a record and verifies its certificate and its signature. b may come from anybody.
+func (ca *CA) ParseRecord(b []byte) (*Record, error) {
+	if len(b) > MaxRecord {
+		return nil, fmt.Errorf("node record has %d bytes, at most %d are allowed", len(b), MaxRecord)
+	}
+	var s signed
+	if err := decMode.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("decoding a node record: %w", err)
+	}
+	var d body
+	if err := decMode.Unmarshal(s.Body, &d); err != nil {
+		return nil, fmt.Errorf("decoding a node record: %w", err)
+	}
+	if len(d.Chain) == 0 || len(d.Chain) > 4 || len(d.Endpoints) > maxEndpoints || len(d.Hosts) > maxEndpoints {
+		return nil, errors.New("node record has too many or too few parts")
+	}
+	r := &Record{Seq: d.Seq, Hosts: d.Hosts, raw: append([]byte(nil), b...)}
+	for _, der := range d.Chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("node record's certificate: %w", err)
+		}
+		r.Chain = append(r.Chain, c)
+	}
+	var err error
+	if r.Node, err = ca.Verify(r.Chain); err != nil {
+		return nil, err
+	}
+	if err := r.Node.VerifySignature(append([]byte(recordDomain), s.Body...), s.Sig); err != nil {
+		return nil, fmt.Errorf("node record: %w", err)
+	}
+	if r.WG, err = ecdh.X25519().NewPublicKey(d.WG); err != nil {
+		return nil, fmt.Errorf("node record of %s: WireGuard key: %w", r.Node.Name, err)
+	}
+	for _, e := range d.Endpoints {
+		var ap netip.AddrPort
+		if err := ap.UnmarshalBinary(e); err != nil || !ap.IsValid() || ap.Port() == 0 || ap.Addr().Zone() != "" {
+			return nil, fmt.Errorf("node record of %s has a malformed endpoint", r.Node.Name)
+		}
+		r.Endpoints = append(r.Endpoints, ap)
+	}
+	return r, nil
+}
+
+// Bytes is the record's encoding. The caller must not change it.
+func (r *Record) Bytes() []byte { return r.raw }
+
+// Newer reports whether r replaces o, a record of the same node name: by the certificate issued last, then by sequence.
+func (r *Record) Newer(o *Record) bool {
+	if c := r.Node.Serial.Cmp(o.Node.Serial); c != 0 {
+		return c > 0
+	}
+	return r.Seq > o.Seq
+}
