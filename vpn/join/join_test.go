@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: MIT
+
+package join
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mesh.internal/mesh/vpn/identity"
+)
+
+// inviter is a running server on loopback that has given one invitation.
+type inviter struct {
+	ca    *identity.CA
+	id    *identity.Identity
+	book  *Book
+	token Token
+
+	mu      sync.Mutex
+	learned [][]byte
+}
+
+func newNode(t testing.TB, ca *identity.CA, name, v4 string) *identity.Identity {
+	t.Helper()
+	k, wg, err := identity.NewKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := ca.Issue(name, "mesh.internal", []netip.Addr{netip.MustParseAddr(v4)}, &k.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := identity.New(ca, []*x509.Certificate{c}, k, wg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func newInviter(t testing.TB) *inviter {
+	ca, err := identity.NewCA("mesh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &inviter{ca: ca, id: newNode(t, ca, "spencer", "10.11.0.1"), book: NewBook(filepath.Join(t.TempDir(), "invitations.json"))}
+	own, err := v.id.Record(1, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.token = Token{Root: ca.Fingerprint(), Inviter: keyHash(v.id.Chain[0]), Secret: NewSecret(), Name: "bkero",
+		Expires: time.Now().Add(time.Hour).Truncate(time.Second), Endpoints: []string{l.Addr().String()}}
+	if err := v.book.Add(v.token.Secret, "bkero", netip.MustParseAddr("10.11.0.2"), v.token.Expires); err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{Identity: v.id, Book: v.book, Log: slog.New(slog.DiscardHandler),
+		Mesh: func() Mesh {
+			return Mesh{Name: "mesh", Domain: "mesh.internal", Prefix: "10.11.0.0/16", Inviter: "spencer"}
+		},
+		Records: func() []*identity.Record { return []*identity.Record{own} },
+		Learn: func(b []byte) error {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			v.learned = append(v.learned, b)
+			return nil
+		}}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- s.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return v
+}
+
+func TestJoin(t *testing.T) {
+	v := newInviter(t)
+	key, wg, _ := identity.NewKeys()
+	for range 2 { // the second time as if the first answer had been lost
+		r, err := Join(t.Context(), v.token, key, wg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := r.Identity.Node
+		if n.Name != "bkero" || n.Addrs[0] != netip.MustParseAddr("10.11.0.2") || !v.ca.Prefix6().Contains(n.Addrs[1]) {
+			t.Fatalf("joined as %+v", n)
+		}
+		if len(r.Records) != 1 || r.Records[0].Node.Name != "spencer" || r.Mesh.Domain != "mesh.internal" {
+			t.Fatalf("got %+v", r)
+		}
+	}
+	rec, err := v.ca.ParseRecord(v.learned[0])
+	if err != nil || rec.Node.Name != "bkero" || !rec.WG.Equal(wg.PublicKey()) {
+		t.Fatalf("the inviter learnt %+v, %v", rec, err)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	thief := func(t *testing.T, v *inviter, tok Token, want string) {
+		t.Helper()
+		key, wg, _ := identity.NewKeys()
+		_, err := Join(t.Context(), tok, key, wg)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	t.Run("used", func(t *testing.T) {
+		v := newInviter(t)
+		key, wg, _ := identity.NewKeys()
+		if _, err := Join(t.Context(), v.token, key, wg); err != nil {
+			t.Fatal(err)
+		}
+		thief(t, v, v.token, "has been used already")
+	})
+	t.Run("guessed", func(t *testing.T) {
+		v := newInviter(t)
+		tok := v.token
+		tok.Secret = NewSecret()
+		thief(t, v, tok, "not known here")
+	})
+	t.Run("expired", func(t *testing.T) {
+		v := newInviter(t)
+		tok := v.token
+		tok.Secret = NewSecret()
+		v.book.Add(tok.Secret, "nibz", netip.MustParseAddr("10.11.0.3"), time.Now().Add(-time.Minute))
+		thief(t, v, tok, "expired on")
+	})
+	t.Run("other member in the middle", func(t *testing.T) {
+		v := newInviter(t)
+		evil := newInviter(t)
+		tok := v.token
+		tok.Endpoints = evil.token.Endpoints
+		thief(t, v, tok, "somebody other than the inviter")
+	})
+	t.Run("member of the same mesh in the middle", func(t *testing.T) {
+		v := newInviter(t)
+		tok := v.token
+		tok.Inviter = sha256.Sum256([]byte("another node"))
+		thief(t, v, tok, "somebody other than the inviter")
+	})
+	t.Run("nobody there", func(t *testing.T) {
+		v := newInviter(t)
+		tok := v.token
+		tok.Endpoints = []string{"127.0.0.1:1"}
+		thief(t, v, tok, "could not be reached")
+	})
+}
+
+// TestOneOfMany lets many keys race for one invitation: exactly one may win.
+func TestOneOfMany(t *testing.T) {
+	v := newInviter(t)
+	var wg sync.WaitGroup
+	won := make(chan struct{}, 20)
+	for range 20 {
+		wg.Go(func() {
+			key, x, _ := identity.NewKeys()
+			if _, err := Join(t.Context(), v.token, key, x); err == nil {
+				won <- struct{}{}
+			}
+		})
+	}
+	wg.Wait()
+	if len(won) != 1 {
+		t.Fatalf("%d keys redeemed one invitation", len(won))
+	}
+}
+
+func TestBookForgets(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBook(filepath.Join(dir, "invitations.json"))
+		s := NewSecret()
+		if err := b.Add(s, "bkero", netip.MustParseAddr("10.11.0.2"), time.Now().Add(24*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if open, _ := b.Open(); len(open) != 1 {
+			t.Fatalf("open: %v", open)
+		}
+		<-time.After(25 * time.Hour)
+		if open, _ := b.Open(); len(open) != 0 {
+			t.Fatalf("open after a day: %v", open)
+		}
+		if _, err := b.redeem(s[:], "k"); err == nil || !strings.Contains(err.Error(), "expired") {
+			t.Fatal(err)
+		}
+		<-time.After(31 * 24 * time.Hour)
+		b.Add(NewSecret(), "nibz", netip.MustParseAddr("10.11.0.3"), time.Now())
+		if _, err := b.redeem(s[:], "k"); err == nil || !strings.Contains(err.Error(), "not known") {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestTokenText(t *testing.T) {
+	want := Token{Root: [32]byte{1}, Inviter: [32]byte{2}, Secret: [16]byte{3}, Name: "bkero", Expires: time.Unix(1800000000, 0), Endpoints: []string{"192.0.2.1:7655", "[2001:db8::1]:7655"}}
+	s := want.String()
+	t.Logf("%d characters", len(s))
+	got, err := ParseToken(" " + s + "\n")
+	if err != nil || got.String() != s || got.Endpoints[1] != want.Endpoints[1] || !got.Expires.Equal(want.Expires) {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	for i := range s {
+		c := []byte(s)
+		c[i] ^= 1
+		if _, err := ParseToken(string(c)); err == nil {
+			t.Errorf("character %d changed and the token was accepted", i)
+		}
+	}
+	for i := range s {
+		if _, err := ParseToken(s[:i]); err == nil {
+			t.Errorf("the first %d characters were accepted as a token", i)
+		}
+	}
+}
+
+func FuzzParseToken(f *testing.F) {
+	f.Add(Token{Name: "bkero", Endpoints: []string{"192.0.2.1:7655"}}.String())
+	f.Add(Scheme)
+	f.Fuzz(func(t *testing.T, s string) {
+		tok, err := ParseToken(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseToken(tok.String()); err != nil || again.String() != tok.String() {
+			t.Fatalf("%q: %v", s, err)
+		}
+	})
+}
+
+func FuzzHello(f *testing.F) {
+	v := newInviter(f)
+	s := &Server{Identity: v.id, Book: v.book, Mesh: func() Mesh { return Mesh{} }, Records: func() []*identity.Record { return nil }}
+	key, _, _ := identity.NewKeys()
+	csr, _ := request(key)
+	b, _ := encMode.Marshal(hello{Secret: make([]byte, 16), CSR: csr})
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var h hello
+		if decMode.Unmarshal(b, &h) != nil {
+			return
+		}
+		if _, _, err := s.welcome(h); err == nil && string(h.Secret) != string(v.token.Secret[:]) {
+			t.Fatal("let in without the secret")
+		}
+	})
+}
