@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+
+package config
+
+import (
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"crypto/x509"
+
+	"mesh.internal/mesh/vpn/identity"
+)
+
+func TestRoundTrip(t *testing.T) {
+	for _, st := range []Store{{Embedded: true}, {Endpoints: []string{"https://10.11.0.1:2379", "https://10.11.0.2:2379"}}} {
+		c := Default()
+		c.Name, c.Prefix, c.Store = "spencer", "10.11.0.0/16", st
+		c.Public, c.Connect = []string{"198.18.1.2"}, []string{"bkero"}
+		b, err := c.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Parse(b)
+		if err != nil || !reflect.DeepEqual(*got, c) {
+			t.Fatalf("%+v, %v from\n%s", got, err, b)
+		}
+	}
+}
+
+func TestParseErrors(t *testing.T) {
+	good := "name = \"bkero\"\nprefix = \"10.11.0.0/16\"\n"
+	if _, err := Parse([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for in, want := range map[string]string{
+		good + "colour = 1":                         `3: unknown key "colour"`,
+		good + "port = 70000":                       "3: port: 70000",
+		good + "port = \"x\"":                       "3:",
+		good + "mtu = 9000":                         "3: mtu: 9000",
+		good + "store = 7":                          "3: store: want",
+		good + "store = \"etcd\"":                   "3: store: \"etcd\" is neither",
+		good + "store = [\"10.0.0.1\"]":             "3: store: \"10.0.0.1\" is not an endpoint",
+		good + "public = [\"a:b:c\"]":               "3: public:",
+		good + "connect = [\"A\"]":                  "3: connect:",
+		good + "domain = \"mesh\"":                  "3: domain:",
+		good + "log_level = \"loud\"":               "3: log_level:",
+		good + "interface = \"a b\"":                "3: interface:",
+		"name = \"bkero\"\nprefix = \"8.8.0.0/16\"": "2: prefix: 8.8.0.0/16 is not a private",
+		"prefix = \"10.11.0.0/16\"":                 " name: node name is empty",
+		"name = ":                                   "1:",
+	} {
+		if _, err := Parse([]byte(in)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", in, err, want)
+		}
+	}
+}
+
+func TestHostPort(t *testing.T) {
+	for in, want := range map[string]string{"192.0.2.1": "192.0.2.1:7655", "192.0.2.1:1": "192.0.2.1:1", "2001:db8::1": "[2001:db8::1]:7655",
+		"[2001:db8::1]:5": "[2001:db8::1]:5", "a.example": "a.example:7655", "a.example:9": "a.example:9", "": "", "a:0": "", "a:x": "", "a b": ""} {
+		if got, _ := HostPort(in, 7655); got != want {
+			t.Errorf("HostPort(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestState(t *testing.T) {
+	p := Paths{State: filepath.Join(t.TempDir(), "mesh")}
+	if _, err := p.LoadIdentity(); err == nil || !strings.Contains(err.Error(), "mesh join") {
+		t.Fatal(err)
+	}
+	k, wg, err := p.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k2, wg2, err := p.Keys(); err != nil || !k.Equal(k2) || !wg.Equal(wg2) {
+		t.Fatal("the second call made other keys", err)
+	}
+	ca, err := identity.NewCA("mesh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := ca.Issue("spencer", "mesh.internal", []netip.Addr{netip.MustParseAddr("10.11.0.1")}, &k.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := identity.New(ca, []*x509.Certificate{c}, k, wg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.SaveIdentity(id); err != nil {
+		t.Fatal(err)
+	}
+	got, err := p.LoadIdentity()
+	if err != nil || got.Node.Name != "spencer" || !got.CA.Key.Equal(ca.Key) {
+		t.Fatal(got, err)
+	}
+	filepath.WalkDir(p.State, func(path string, d fs.DirEntry, err error) error {
+		i, _ := d.Info()
+		if i.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, i.Mode())
+		}
+		return err
+	})
+	if err := os.WriteFile(p.KeyFile(), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.LoadIdentity(); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Fatal(err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("name = \"bkero\"\nprefix = \"10.11.0.0/16\"\nstore = [\"https://a:1\"]\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := Parse(b)
+		if err != nil {
+			return
+		}
+		out, err := c.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Parse(out); err != nil {
+			t.Fatalf("%v in\n%s", err, out)
+		}
+	})
+}
