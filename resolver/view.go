@@ -49,6 +49,7 @@ type View struct {
 type Node struct {
 	Name  string
 	Addrs []netip.Addr
+	Key   string // identifies the certificate: another Key under the same name has what it signed verified anew
 }
 
 // Static is a host that a node has put into the store, read from a value that the node signed.

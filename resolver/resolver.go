@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: MIT
+
+package resolver
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mesh.internal/mesh/resolver/store"
+)
+
+// Config is what a Resolver needs. All fields but Store and LearnNode are required.
+type Config struct {
+	Zone     string
+	Prefixes []netip.Prefix // IPv4 first: addresses for new nodes come from it
+	Signer   store.Signer   // this node
+	Verifier store.Verifier // every member that SetNodes has named
+	StateDir string         // names.json and own.json live here
+	Log      *slog.Logger
+
+	Store     store.Store               // nil: names come from SetNodes and the disk alone
+	LearnNode func(record []byte) error // takes node records found in the store; may call SetNodes
+}
+
+// Bounds in time.
+const (
+	buildEvery = 25 * time.Millisecond // at most one View in this time
+	saveEvery  = time.Second           // at most one write of the cache in this time
+	retryFirst = 200 * time.Millisecond
+	retryMost  = 5 * time.Second
+	callLimit  = 5 * time.Second // of one call to the store
+)
+
+// Resolver keeps the View. Its methods are safe for concurrent use.
+type Resolver struct {
+	cfg  Config
+	view atomic.Pointer[View]
+
+	writing sync.Mutex // held while this node's values in the store are brought in line; taken before mu
+
+	mu      sync.Mutex // guards the fields below; never held across a call to Store, LearnNode or the disk
+	changed chan struct{}
+	nodes   map[string]Node
+	values  map[string]*value // by key
+	seqs    map[string]uint64 // highest sequence ever seen of a key, also after its deletion
+	rev     int64
+	state   StoreState
+	own     ownState
+	dirty   chan struct{} // capacity 1: something to build a View from has changed
+	unsaved chan struct{} // capacity 1: the cache on disk is behind
+	behind  chan struct{} // capacity 1: this node's values in the store may be behind
+}
+
+// value is a value of the store with what was found of it.
+type value struct {
+	kv  store.KV
+	val store.Value
+	err error // nil: verified; ErrUnknownOwner: to be tried again when nodes change
+}
+
+// StoreState says how things stand with the store.
+type StoreState struct {
+	State    string    `json:"state"` // "none", "connecting", "ok" or "unreachable"
+	Since    time.Time `json:"since"`
+	Revision int64     `json:"revision"`
+	Err      string    `json:"error,omitempty"`   // why it is unreachable
+	Refused  []string  `json:"refused,omitempty"` // keys whose values were not accepted, at most 20
+	Waiting  []string  `json:"waiting,omitempty"` // own hosts that are not in the store yet, and why
+}
+
+// New returns a Resolver that knows nothing yet.
+func New(cfg Config) *Resolver {
+	r := &Resolver{cfg: cfg, changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
+		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1), behind: make(chan struct{}, 1)}
+	r.state = StoreState{State: "none", Since: time.Now()}
+	r.view.Store(Build(cfg.Zone, cfg.Prefixes, nil, nil, 0, time.Now()))
+	return r
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// View returns the current View.
+func (r *Resolver) View() *View { return r.view.Load() }
+
+// Changed returns a channel that is closed when View has changed after this call.
+func (r *Resolver) Changed() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+// State returns how things stand with the store.
+func (r *Resolver) State() StoreState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.state
+	s.Revision = r.rev
+	for key, v := range r.values {
+		if v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) && len(s.Refused) < 20 {
+			s.Refused = append(s.Refused, key+": "+v.err.Error())
+		}
+	}
+	s.Waiting = r.own.waiting()
+	return s
+}
+
+// SetNodes says which members are known: the whole set, from verified records.
+func (r *Resolver) SetNodes(nodes []Node) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := make(map[string]Node, len(nodes))
+	for _, n := range nodes {
+		now[n.Name] = n
+	}
+	for key, v := range r.values {
+		o := v.val.Owner
+		if errors.Is(v.err, store.ErrUnknownOwner) && now[o].Name != "" || now[o].Key != r.nodes[o].Key {
+			r.check(key, v)
+		}
+	}
+	r.nodes = now
+	poke(r.dirty)
+}
+
+// Run keeps the View until ctx ends.
+func (r *Resolver) Run(ctx context.Context) error {
+	r.loadDisk()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if r.cfg.Store != nil {
+		r.setState("connecting", nil)
+		wg.Go(func() { r.follow(ctx) })
+		wg.Go(func() { r.write(ctx) })
+	}
+	wg.Go(func() { r.save(ctx) })
+	r.build()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.dirty:
+		}
+		r.build()
+		if !sleep(ctx, buildEvery) {
+			return nil
+		}
+	}
+}
+
+// sleep waits for d and reports whether ctx goes on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func (r *Resolver) setState(s string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state.State != s {
+		r.state.State, r.state.Since = s, time.Now()
+		r.cfg.Log.Info("store", "state", s, "err", err)
+	}
+	r.state.Err = ""
+	if err != nil {
+		r.state.Err = err.Error()
+	}
+}
+
+// follow loads the store and follows it from there; after any gap or loss it starts over, so that no change is missed:
+// what was deleted meanwhile is missing from the load.
+func (r *Resolver) follow(ctx context.Context) {
+	wait := retryFirst
+	for ctx.Err() == nil {
+		call, cancel := context.WithTimeout(ctx, callLimit)
+		kvs, rev, err := r.cfg.Store.Load(call)
+		cancel()
+		if err == nil {
+			r.replace(kvs, rev)
+			r.setState("ok", nil)
+			poke(r.behind)
+			wait = retryFirst
+			err = r.cfg.Store.Follow(ctx, rev, r.apply)
+			if errors.Is(err, store.ErrGap) {
+				continue
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		r.setState("unreachable", err)
+		if !sleep(ctx, wait/2+rand.N(wait)) {
+			return
+		}
+		wait = min(2*wait, retryMost)
+	}
+}
+
+// replace takes the whole content of the store.
+func (r *Resolver) replace(kvs []store.KV, rev int64) {
+	seen := make(map[string]bool, len(kvs))
+	changes := make([]store.Change, 0, len(kvs))
+	for _, kv := range kvs {
+		seen[kv.Key] = true
+		changes = append(changes, store.Change{KV: kv})
+	}
+	r.mu.Lock()
+	for key := range r.values {
+		if !seen[key] {
+			delete(r.values, key)
+		}
+	}
+	r.mu.Unlock()
+	r.apply(rev, changes)
+}
+
+// apply takes changes of the store.
+func (r *Resolver) apply(rev int64, changes []store.Change) {
+	var records [][]byte
+	r.mu.Lock()
+	for _, c := range changes {
+		if strings.HasPrefix(c.Key, r.cfg.Signer.Name()+"/") {
+			poke(r.behind) // somebody, perhaps another than us, has changed what is ours
+		}
+		if c.Deleted {
+			delete(r.values, c.Key)
+			continue
+		}
+		if old := r.values[c.Key]; old != nil && old.kv.Modified == c.Modified && string(old.kv.Value) == string(c.Value) {
+			continue
+		}
+		v := &value{kv: c.KV}
+		r.check(c.Key, v)
+		if old := r.values[c.Key]; old != nil && old.err == nil && v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) {
+			r.cfg.Log.Warn("a changed value in the store is not accepted; the last good one stays", "key", c.Key, "err", v.err)
+			continue
+		}
+		r.values[c.Key] = v
+		if strings.HasSuffix(c.Key, "/node") && len(v.val.Record) > 0 {
+			records = append(records, v.val.Record)
+		}
+	}
+	r.rev = rev
+	poke(r.dirty)
+	poke(r.unsaved)
+	r.mu.Unlock()
+	if r.cfg.LearnNode == nil {
+		return
+	}
+	for _, rec := range records {
+		if err := r.cfg.LearnNode(rec); err != nil {
+			r.cfg.Log.Warn("a node record in the store is not accepted", "err", err)
+		}
+	}
+}
+
+// check verifies a value as one under key. r.mu is held.
+func (r *Resolver) check(key string, v *value) {
+	v.val, v.err = store.Open(key, v.kv.Value, r.cfg.Verifier)
+	if v.err != nil {
+		return
+	}
+	if v.val.Seq < r.seqs[key] {
+		v.err = errors.New("an older value has been put back")
+		return
+	}
+	owner, rest, _ := strings.Cut(key, "/")
+	switch {
+	case owner == "_claims":
+		return
+	case owner != v.val.Owner:
+		v.err = errors.New("it lies below another node's name")
+	case strings.HasPrefix(rest, "hosts/") && rest != "hosts/"+v.val.Name:
+		v.err = errors.New("it lies under another name")
+	}
+	if v.err == nil {
+		r.seqs[key] = v.val.Seq
+	}
+}
+
+// statics returns the accepted hosts. r.mu is held.
+func (r *Resolver) statics() []Static {
+	var out []Static
+	for key, v := range r.values {
+		if v.err != nil || !strings.Contains(key, "/hosts/") {
+			continue
+		}
+		claim := r.values[store.NameClaimKey(v.val.Name)]
+		out = append(out, Static{
+			Host:    Host{Name: v.val.Name, Owner: v.val.Owner, Addrs: v.val.Addrs, Aliases: v.val.Aliases},
+			Claimed: claim != nil && claim.err == nil && claim.val.Owner == v.val.Owner && claim.val.For == "",
+			Created: v.kv.Created,
+		})
+	}
+	return out
+}
+
+func (r *Resolver) build() {
+	r.mu.Lock()
+	nodes := make([]Node, 0, len(r.nodes))
+	for n := range maps.Values(r.nodes) {
+		nodes = append(nodes, n)
+	}
+	statics, rev := r.statics(), r.rev
+	r.mu.Unlock()
+	v := Build(r.cfg.Zone, r.cfg.Prefixes, nodes, statics, rev, time.Now())
+	r.view.Store(v)
+	r.mu.Lock()
+	close(r.changed)
+	r.changed = make(chan struct{})
+	r.mu.Unlock()
+}
+
+// WaitRevision waits until the View holds everything up to a revision of the store.
+func (r *Resolver) WaitRevision(ctx context.Context, rev int64) error {
+	for {
+		c := r.Changed()
+		if r.View().Revision >= rev {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c:
+		}
+	}
+}
+
+func (r *Resolver) cacheFile() string { return filepath.Join(r.cfg.StateDir, "names.json") }
+func (r *Resolver) ownFile() string   { return filepath.Join(r.cfg.StateDir, "own.json") }

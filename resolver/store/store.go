@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+
+// Package store is the shared, mutable book of names as its readers and writers see it: the Store seam, behind which
+// etcd stands, and the signed values that are kept there.
+//
+// Keys are relative to a prefix that belongs to one mesh (see DefaultPrefix):
+//
+//	OWNER/node                  the node's addresses and its node record    (signed by OWNER)
+//	OWNER/hosts/NAME            a host that OWNER has added                 (signed by OWNER)
+//	_claims/names/NAME          who holds a shared short name               (signed by the holder)
+//	_claims/addrs/ADDRESS       who holds an address of the mesh's prefix   (signed by the holder)
+//
+// The store is a bulletin board, not a trust anchor: whoever can write to it can delete or withhold, but a value that
+// its owner did not sign for exactly this key is refused by every reader.
+//
+// The package starts no goroutine. Stores are safe for concurrent use.
+package store
+
+import (
+	"context"
+	"errors"
+)
+
+// KV is a key with its value. Revisions count all changes of the store: later is larger.
+type KV struct {
+	Key      string
+	Value    []byte
+	Created  int64 // revision at which the key came to be
+	Modified int64 // revision of its last change
+}
+
+// Change is a key that has been put (Deleted false) or deleted, in the order of the store.
+type Change struct {
+	KV
+	Deleted bool
+}
+
+// Cond is a condition of Commit: the key's Modified is Rev; 0 means that there is no such key.
+type Cond struct {
+	Key string
+	Rev int64
+}
+
+// Op is a change that Commit makes: a put, or a deletion where Value is nil.
+type Op struct {
+	Key   string
+	Value []byte
+}
+
+var (
+	// ErrGap ends Follow when changes after its revision are no longer to be had (compaction): load again.
+	ErrGap = errors.New("the store no longer has all changes since the last one seen")
+	// ErrConflict is Commit's when a condition does not hold; nothing was changed.
+	ErrConflict = errors.New("somebody else changed it first")
+)
+
+// Store is the seam behind which etcd stands. Every method ends when ctx does.
+type Store interface {
+	// Load returns every key below the mesh's prefix as of the revision it returns.
+	Load(ctx context.Context) ([]KV, int64, error)
+	// Get returns one key; Modified is 0 if there is none.
+	Get(ctx context.Context, key string) (KV, error)
+	// Follow calls f with every change after rev, in order, never from two goroutines, one call a revision or several
+	// at once with the last one's revision. It returns when ctx ends, when the store is lost (also silently: a member
+	// without a leader counts as lost), or with ErrGap.
+	Follow(ctx context.Context, rev int64, f func(rev int64, changes []Change)) error
+	// Commit makes all changes if all conditions hold, else none (ErrConflict), and returns the revision.
+	Commit(ctx context.Context, conds []Cond, ops []Op) (int64, error)
+}
+
+// DefaultPrefix is where a mesh's keys are by default.
+func DefaultPrefix(mesh string) string { return "/mesh/v1/" + mesh + "/" }
+
+// NodeKey is the key of a node's own value.
+func NodeKey(owner string) string { return owner + "/node" }
+
+// HostKey is the key of a host that owner has added.
+func HostKey(owner, name string) string { return owner + "/hosts/" + name }
+
+// NameClaimKey is the key of the claim on a shared short name.
+func NameClaimKey(name string) string { return "_claims/names/" + name }
+
+// AddrClaimKey is the key of the claim on an address.
+func AddrClaimKey(addr string) string { return "_claims/addrs/" + addr }
