@@ -1,0 +1,17 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# build.sh OUTPUT [SNAPSHOT]: builds libnss_mesh.so.2 for GOARCH (CC cross-compiles), lets the gate walk the unstripped
+# library, then strips it. SNAPSHOT is for tests: another path of the snapshot file.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+out=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+[ $# -lt 2 ] || export CGO_CFLAGS="-DMESH_SNAPSHOT=\"$2\""
+cd "$here"
+CGO_ENABLED=1 go build -buildmode=c-shared -trimpath -buildvcs=false -o "$work/libnss_mesh.so.2" -ldflags \
+	"-E=meshnss_init -extldflags '-Wl,-soname,libnss_mesh.so.2 -Wl,-z,now -Wl,--version-script=$here/exports.map'" .
+GOARCH= CC= CGO_ENABLED=0 go run ../nss/gate "$work/libnss_mesh.so.2"
+"${STRIP:-strip}" --strip-unneeded -o "$work/stripped" "$work/libnss_mesh.so.2"
+mkdir -p "$(dirname "$out")" 2>/dev/null || true
+mv "$work/stripped" "$out"

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT
+
+package nss
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func set(n int) Set {
+	s := Set{Created: time.Unix(1800000000, 5), Revision: 42}
+	for i := range n {
+		name := fmt.Sprintf("host%d", i)
+		s.Hosts = append(s.Hosts, Host{Name: name + ".mesh.internal", Aliases: []string{name},
+			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0xfd, 12: byte(i >> 24), 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)})}})
+	}
+	return s
+}
+
+func write(t testing.TB, s Set) string {
+	t.Helper()
+	p := filepath.Join(t.TempDir(), "hosts.db")
+	if err := WriteFile(p, s); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestLookup(t *testing.T) {
+	for _, n := range []int{0, 1, 3, 10, 100, 10000} {
+		s := set(n)
+		p := write(t, s)
+		got, err := ReadFile(p)
+		if err != nil || len(got.Hosts) != n || got.Revision != 42 || !got.Created.Equal(s.Created) || n > 0 && !reflect.DeepEqual(got.Hosts, s.Hosts) {
+			t.Fatalf("%d hosts came back as %d, %v", n, len(got.Hosts), err)
+		}
+		for i := 0; i < n; i += 1 + n/500 {
+			h := s.Hosts[i]
+			for _, q := range []string{h.Name, strings.ToUpper(h.Name) + ".", h.Aliases[0]} {
+				if g, ok, err := LookupName(p, q); !ok || err != nil || !reflect.DeepEqual(g, h) {
+					t.Fatalf("%d: %s is %v %v %v", n, q, g, ok, err)
+				}
+			}
+			for _, a := range h.Addrs {
+				if g, ok, err := LookupAddr(p, a); !ok || err != nil || g.Name != h.Name {
+					t.Fatalf("%d: %s leads to %v %v %v", n, a, g, ok, err)
+				}
+			}
+		}
+		for i := range 1000 {
+			if g, ok, err := LookupName(p, fmt.Sprintf("absent%d", i)); ok || err != nil {
+				t.Fatalf("absent%d is %v %v", i, g, err)
+			}
+		}
+		if g, ok, err := LookupAddr(p, netip.MustParseAddr("192.0.2.1")); ok || err != nil {
+			t.Fatal(g, err)
+		}
+	}
+}
+
+func TestFirstHostHasIt(t *testing.T) {
+	a := netip.MustParseAddr("10.0.0.1")
+	p := write(t, Set{Hosts: []Host{{Name: "a", Aliases: []string{"x", "x"}, Addrs: []netip.Addr{a}}, {Name: "b", Aliases: []string{"x"}, Addrs: []netip.Addr{a}}}})
+	if h, _, _ := LookupName(p, "x"); h.Name != "a" || len(h.Aliases) != 1 {
+		t.Error(h)
+	}
+	if h, _, _ := LookupName(p, "b"); h.Name != "b" || len(h.Aliases) != 0 {
+		t.Error(h)
+	}
+	if h, _, _ := LookupAddr(p, a); h.Name != "a" {
+		t.Error(h)
+	}
+}
+
+func TestEncodeRefuses(t *testing.T) {
+	many := Host{Name: "a"}
+	for i := range MaxAddrs + 1 {
+		many.Addrs = append(many.Addrs, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+	}
+	for _, h := range []Host{many, {Name: ""}, {Name: "A"}, {Name: "a b"}, {Name: strings.Repeat("a", 64)}, {Name: "a..b"}, {Name: "a\x00"}, {Name: "a", Aliases: []string{"é"}},
+		{Name: "a", Addrs: []netip.Addr{{}}}, {Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("fe80::1%eth0")}}} {
+		if _, err := Encode(Set{Hosts: []Host{h}}); err == nil {
+			t.Errorf("%+v was encoded", h)
+		}
+	}
+	many.Addrs = many.Addrs[:MaxAddrs]
+	for i := range MaxAddrs {
+		many.Addrs = append(many.Addrs, netip.AddrFrom16([16]byte{0xfd, 15: byte(i)}))
+	}
+	many.Name = strings.Repeat(strings.Repeat("a", 62)+".", 4)[:251] + "a"
+	p := write(t, Set{Hosts: []Host{many}})
+	if h, ok, err := LookupName(p, many.Name); !ok || len(h.Addrs) != 2*MaxAddrs {
+		t.Error(len(h.Addrs), ok, err)
+	}
+}
+
+// TestNotAFile gives look-ups everything that may stand where the snapshot should be: none may wait or answer.
+func TestNotAFile(t *testing.T) {
+	good, _ := Encode(set(100))
+	for name, make := range map[string]func(p string) error{
+		"absent":    func(string) error { return nil },
+		"empty":     func(p string) error { return os.WriteFile(p, nil, 0o644) },
+		"text":      func(p string) error { return os.WriteFile(p, bytes.Repeat([]byte("x"), 9999), 0o644) },
+		"directory": func(p string) error { return os.Mkdir(p, 0o755) },
+		"fifo":      func(p string) error { return syscall.Mkfifo(p, 0o644) },
+		"symlink": func(p string) error {
+			return firstError(os.WriteFile(p+"2", good, 0o644), os.Symlink(p+"2", p))
+		},
+		"device": func(p string) error { return os.Symlink("/dev/zero", p) },
+	} {
+		p := filepath.Join(t.TempDir(), "hosts.db")
+		if err := make(p); err != nil {
+			t.Fatal(err)
+		}
+		if h, ok, err := LookupName(p, "host1"); ok || err == nil {
+			t.Errorf("%s: %v, %v", name, h, err)
+		}
+	}
+}
+
+func firstError(errs ...error) error {
+	for _, e := range errs {
+		if e != nil {
+			return e
+		}
+	}
+	return nil
+}
+
+// check holds every look-up in a damaged snapshot against the true answers: right, or unavailable.
+func check(t testing.TB, path string, truth Set, names []string) (wrong int) {
+	for _, n := range names {
+		h, ok, err := LookupName(path, n)
+		if err != nil {
+			continue
+		}
+		var want *Host
+		for i := range truth.Hosts {
+			if truth.Hosts[i].Aliases[0] == n {
+				want = &truth.Hosts[i]
+			}
+		}
+		if ok != (want != nil) || ok && !reflect.DeepEqual(h, *want) {
+			wrong++
+			t.Errorf("%s: wrong answer %+v %v", n, h, ok)
+		}
+	}
+	return wrong
+}
+
+// TestDamaged flips bits, cuts, moves and overwrites parts of snapshots, small and large.
+func TestDamaged(t *testing.T) {
+	names := []string{"host0", "host1", "host7", "host40", "nobody"}
+	rng := rand.New(rand.NewPCG(1, 2))
+	dir := t.TempDir()
+	for _, n := range []int{3, 60} {
+		truth := set(n)
+		good, err := Encode(truth)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 5000 {
+			b := bytes.Clone(good)
+			switch i % 5 {
+			case 0:
+				b[rng.IntN(len(b))] ^= 1 << rng.IntN(8)
+			case 1:
+				b = b[:rng.IntN(len(b))]
+			case 2: // one 8-byte word moved over another
+				copy(b[rng.IntN(len(b)/8)*8:], good[rng.IntN(len(b)/8)*8:][:8])
+			case 3: // one line or record moved over another
+				copy(b[rng.IntN(len(b)/64)*64:], good[rng.IntN(len(b)/64)*64:][:64])
+			case 4: // zeros, as of a page that never reached the disk
+				clear(b[rng.IntN(len(b)/8)*8:][:8])
+			}
+			p := filepath.Join(dir, "hosts.db")
+			if err := os.WriteFile(p, b, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if check(t, p, truth, names) > 0 {
+				t.Fatalf("case %d of %d hosts", i, n)
+			}
+		}
+	}
+}
+
+// TestReplaced looks up while the file is replaced: every answer is right and there is always one.
+func TestReplaced(t *testing.T) {
+	p := write(t, set(50))
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	var asked atomic.Int64
+	for range 4 {
+		wg.Go(func() {
+			for !stop.Load() {
+				h, ok, err := LookupName(p, "host7")
+				if !ok || err != nil || h.Addrs[0] != netip.MustParseAddr("10.0.0.7") {
+					t.Errorf("%v %v %v", h, ok, err)
+					return
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	for i := range 300 {
+		if err := WriteFile(p, set(50+i)); err != nil {
+			t.Error(err)
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+	t.Logf("%d look-ups during 300 replacements", asked.Load())
+}
+
+func TestParseHosts(t *testing.T) {
+	got, err := ParseHosts(strings.NewReader("# x\n10.0.0.1 A.mesh.internal. a # y\nfd00::1\ta.mesh.internal\n\n10.0.0.2 b\n"))
+	want := []Host{{Name: "a.mesh.internal", Aliases: []string{"a"}, Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}},
+		{Name: "b", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}}
+	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%v %v", got, err)
+	}
+	for in, want := range map[string]string{"\nx y": "line 2: \"x\" is not an address", "10.0.0.1": "line 1: address 10.0.0.1 has no name", "10.0.0.1 a/b": "line 1: name"} {
+		if _, err := ParseHosts(strings.NewReader(in)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%q: %v", in, err)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	b, _ := Encode(set(3))
+	f.Add(b)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) { Decode(b) })
+}
+
+func FuzzLookup(f *testing.F) {
+	truth := set(3)
+	b, _ := Encode(truth)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p := filepath.Join(t.TempDir(), "hosts.db")
+		if err := os.WriteFile(p, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		LookupName(p, "host1")
+		LookupName(p, "host1.mesh.internal")
+		LookupAddr(p, netip.MustParseAddr("10.0.0.1"))
+	})
+}
+
+func FuzzParseHosts(f *testing.F) {
+	f.Add("10.0.0.1 a b\nfd00::1 a\n")
+	f.Fuzz(func(t *testing.T, s string) {
+		h, err := ParseHosts(strings.NewReader(s))
+		if err != nil {
+			return
+		}
+		Encode(Set{Hosts: h})
+	})
+}
+
+func BenchmarkLookup(b *testing.B) {
+	for _, n := range []int{10, 10000, 1000000} {
+		p := write(b, set(n))
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := range b.N {
+				LookupName(p, fmt.Sprintf("host%d", i%n))
+			}
+		})
+	}
+}

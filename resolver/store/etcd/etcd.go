@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT
+
+// Package etcd is the store in an etcd cluster (v3 API, servers 3.5 and newer). It is the only importer of the etcd
+// client, whose goroutines live from Open to Close. It never resolves a name of the mesh: endpoints are addresses, or
+// names of the public DNS.
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"mesh.internal/mesh/resolver/store"
+)
+
+// Config says which cluster, and as whom.
+type Config struct {
+	Endpoints          []string // https://ADDRESS:PORT
+	Prefix             string   // of every key; see store.DefaultPrefix
+	TLS                *tls.Config
+	Username, Password string // optional
+}
+
+// Store is a cluster. It implements store.Store.
+type Store struct {
+	c      *clientv3.Client
+	prefix string
+}
+
+// Open prepares the client; it connects when it is first used, and again by itself whenever it has to.
+func Open(cfg Config) (*Store, error) {
+	c, err := clientv3.New(clientv3.Config{
+		Endpoints: cfg.Endpoints, TLS: cfg.TLS, Username: cfg.Username, Password: cfg.Password,
+		DialTimeout: 5 * time.Second,
+		// A server that is gone without a word is noticed after at most 5 s.
+		DialKeepAliveTime: 3 * time.Second, DialKeepAliveTimeout: 2 * time.Second, PermitWithoutStream: false,
+		BackoffWaitBetween: 100 * time.Millisecond, MaxUnaryRetries: 2,
+		Logger: zap.NewNop(), // what matters is in the errors
+	})
+	if err != nil {
+		return nil, fmt.Errorf("preparing the etcd client: %w", err)
+	}
+	return &Store{c: c, prefix: cfg.Prefix}, nil
+}
+
+// Close ends the client.
+func (s *Store) Close() error { return s.c.Close() }
+
+// pageSize bounds the keys of one answer: at 16 KiB a value it stays within gRPC's message size in practice.
+const pageSize = 1000
+
+// Load implements store.Store.
+func (s *Store) Load(ctx context.Context) ([]store.KV, int64, error) {
+	var out []store.KV
+	var rev int64
+	from, end := s.prefix, clientv3.GetPrefixRangeEnd(s.prefix)
+	for {
+		// All pages at the revision of the first, so that together they are one moment.
+		r, err := s.c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(rev),
+			clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+		if err != nil {
+			return nil, 0, explain(err)
+		}
+		if rev == 0 {
+			rev = r.Header.Revision
+		}
+		for _, kv := range r.Kvs {
+			out = append(out, store.KV{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Modified: kv.ModRevision})
+		}
+		if !r.More {
+			return out, rev, nil
+		}
+		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// Get implements store.Store.
+func (s *Store) Get(ctx context.Context, key string) (store.KV, error) {
+	r, err := s.c.Get(ctx, s.prefix+key)
+	if err != nil {
+		return store.KV{}, explain(err)
+	}
+	out := store.KV{Key: key}
+	if len(r.Kvs) > 0 {
+		kv := r.Kvs[0]
+		out.Value, out.Created, out.Modified = kv.Value, kv.CreateRevision, kv.ModRevision
+	}
+	return out, nil
+}
+
+// Follow implements store.Store.
+func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Change)) error {
+	ctx, cancel := context.WithCancel(ctx) // ends the watch on the server too
+	defer cancel()
+	// Without WithRequireLeader a member cut off from the others would leave us stale, silently.
+	for r := range s.c.Watch(clientv3.WithRequireLeader(ctx), s.prefix, clientv3.WithPrefix(), clientv3.WithRev(rev+1)) {
+		if r.CompactRevision != 0 {
+			return store.ErrGap
+		}
+		if err := r.Err(); err != nil {
+			return explain(err)
+		}
+		if len(r.Events) == 0 {
+			continue
+		}
+		changes := make([]store.Change, 0, len(r.Events))
+		for _, e := range r.Events {
+			changes = append(changes, store.Change{
+				KV:      store.KV{Key: strings.TrimPrefix(string(e.Kv.Key), s.prefix), Value: e.Kv.Value, Created: e.Kv.CreateRevision, Modified: e.Kv.ModRevision},
+				Deleted: e.Type == clientv3.EventTypeDelete,
+			})
+		}
+		f(r.Header.Revision, changes)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errors.New("the store ended the watch")
+}
+
+// Commit implements store.Store.
+func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (int64, error) {
+	var ifs []clientv3.Cmp
+	for _, c := range conds {
+		ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(s.prefix+c.Key), "=", c.Rev))
+	}
+	var thens []clientv3.Op
+	for _, o := range ops {
+		if o.Value == nil {
+			thens = append(thens, clientv3.OpDelete(s.prefix+o.Key))
+		} else {
+			thens = append(thens, clientv3.OpPut(s.prefix+o.Key, string(o.Value)))
+		}
+	}
+	r, err := s.c.Txn(ctx).If(ifs...).Then(thens...).Commit()
+	if err != nil {
+		return 0, explain(err)
+	}
+	if !r.Succeeded {
+		return r.Header.Revision, store.ErrConflict
+	}
+	return r.Header.Revision, nil
+}
+
+// explain puts etcd's errors into words that say what to do.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("the store is full (NOSPACE alarm): it can be read but not changed until it is compacted: %w", err)
+	case errors.Is(err, rpctypes.ErrPermissionDenied):
+		return fmt.Errorf("the store does not let this node do that: ask whoever runs it for the permission: %w", err)
+	case errors.Is(err, rpctypes.ErrAuthFailed), errors.Is(err, rpctypes.ErrInvalidAuthToken):
+		return fmt.Errorf("the store refuses the user or the password: %w", err)
+	case errors.Is(err, rpctypes.ErrNoLeader):
+		return fmt.Errorf("the store has no leader: most of its members are down or cut off: %w", err)
+	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.Unavailable:
+		return fmt.Errorf("the store does not answer: %w", err)
+	}
+	return err
+}
