@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+# make without a target lists what there is.
+
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PROGRAMS := mesh meshd meshd-etcd
+FUZZTIME ?= 30s
+
+# sudo does not keep PATH. The version comes from here, so the go command need not trust the checkout's owner.
+export PATH    := $(PATH):/usr/local/go/bin
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+# Nothing of ours may call getaddrinfo: it would ask our own module.
+GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w -X main.version=$(VERSION)"
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
+
+.PHONY: help build demo test race check fuzz bench clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+build: ## build/mesh, meshd, meshd-etcd and libnss_mesh.so.2; refuses a module that would start a Go runtime
+	@packaging/needs go gcc libc6-dev binutils
+	@mkdir -p build
+	$(foreach p,$(PROGRAMS),$(GOBUILD) -o build/$(p) ./cmd/$(p) &&) true
+	libnss_mesh/build.sh build/libnss_mesh.so.2
+
+demo: ## three hosts, a mesh, and names in every program; needs root; KEEP=1 leaves the hosts up
+	@packaging/needs root go gcc libc6-dev binutils iproute2 iputils-ping bind9-dnsutils curl
+	@$(MAKE) --no-print-directory build
+	@$(GOBUILD) -o build/demo ./cmd/internal/demo
+	@build/demo
+
+test: ## all tests; those that need root are skipped, with the reason, without it
+	@packaging/needs go gcc libc6-dev binutils
+	@if go run $(GOTESTSUM) --version >/dev/null 2>&1; then \
+		go run $(GOTESTSUM) --format pkgname --format-hide-empty-pkg -- -p 2 -timeout 10m ./...; \
+	else go test -p 2 -timeout 10m ./...; fi
+
+race: ## the tests with the race detector, the long ones short
+	@packaging/needs go gcc libc6-dev binutils
+	go test -race -short -p 2 -timeout 15m ./...
+
+check: build ## vet, staticcheck, the repository's rules, and what the build refuses of the module
+	@packaging/needs go gcc libc6-dev binutils
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go test ./cmd/internal/archtest
+
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@packaging/needs go gcc libc6-dev
+	@grep -rHo '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' . | sed 's/:func /\t/' | sort | \
+	while IFS="$$(printf '\t')" read -r file name; do \
+		echo "== $$name $${file#./}"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
+	done
+
+bench: build ## lookups and tunnels, measured beside what they replace; needs root
+	@packaging/needs root go gcc libc6-dev
+	go run ./libnss_mesh/bench
+	go run ./vpn/bench
+
+clean: ## remove build/
+	rm -rf build
