@@ -4,7 +4,8 @@
 # library, then strips it. SNAPSHOT is for tests: another path of the snapshot file.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-out=$1
+mkdir -p "$(dirname "$1")"
+out=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 [ $# -lt 2 ] || export CGO_CFLAGS="-DMESH_SNAPSHOT=\"$2\""
@@ -13,5 +14,5 @@ CGO_ENABLED=1 go build -buildmode=c-shared -trimpath -buildvcs=false -o "$work/l
 	"-E=meshnss_init -extldflags '-Wl,-soname,libnss_mesh.so.2 -Wl,-z,now -Wl,--version-script=$here/exports.map'" .
 GOARCH= CC= CGO_ENABLED=0 go run ../nss/gate "$work/libnss_mesh.so.2"
 "${STRIP:-strip}" --strip-unneeded -o "$work/stripped" "$work/libnss_mesh.so.2"
-mkdir -p "$(dirname "$out")" 2>/dev/null || true
+
 mv "$work/stripped" "$out"
