@@ -11,7 +11,8 @@ import (
 const module = "mesh.internal/mesh"
 
 // lattice says which packages of ours each package may import: "package: allowed… | reason". "x/..." is x and all below
-// it, "x(tests)" is x for test files only; "-" is none. Of the lines that match a package the longest holds. Do not change this table to make a build pass.
+// it, "x(tests)" is x for test files only; "-" is none. Of the lines that match a package the longest holds. Do not change
+// this table to make a build pass.
 const lattice = `
 nss/leaf: -                              | runs in any process without a Go runtime: everything it imports would too
 nss/gate: -                              | judges a finished module, so it must not share code with what it judges

@@ -42,11 +42,11 @@ func (d *demo) login() error {
 	if err != nil {
 		return err
 	}
-	listen := ipv4(d.bkero.status.Self.Addrs).String()
+	listen := "ListenAddress " + strings.Join(strs(d.bkero.status.Self.Addrs), "\nListenAddress ")
 	err = errors.Join(
 		d.bkero.WriteFile(dir+"/authorized_keys", public, 0o600),
 		d.bkero.WriteFile("/etc/shadow", unlocked(shadow), 0o600),
-		d.bkero.WriteFile(dir+"/sshd_config", []byte("ListenAddress "+listen+"\nHostKey "+dir+"/host\nAuthorizedKeysFile "+dir+
+		d.bkero.WriteFile(dir+"/sshd_config", []byte(listen+"\nHostKey "+dir+"/host\nAuthorizedKeysFile "+dir+
 			"/authorized_keys\nPidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"), 0o600),
 		d.spencer.WriteFile(dir+"/ssh_config", []byte("IdentityFile "+dir+"/key\nIdentitiesOnly yes\nUserKnownHostsFile "+dir+
 			"/known_hosts\nStrictHostKeyChecking accept-new\nBatchMode yes\nConnectTimeout 5\nUser root\n"), 0o600))
@@ -58,7 +58,7 @@ func (d *demo) login() error {
 		return err
 	}
 	d.bkero.started = append(d.bkero.started, p)
-	d.show.note("sshd is started on bkero, on its mesh address")
+	d.show.note("sshd is started on bkero, on its mesh addresses")
 	d.until(d.spencer, "ssh reaches it by name", time.Now(), 10*time.Second, succeeds, "ssh", "-F", dir+"/ssh_config", "bkero", "true")
 	return nil
 }
