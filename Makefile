@@ -25,7 +25,7 @@ build: ## build/mesh, meshd, meshd-etcd and libnss_mesh.so.2; refuses a module t
 	@packaging/needs go gcc libc6-dev binutils
 	@mkdir -p build
 	$(foreach p,$(PROGRAMS),$(GOBUILD) -o build/$(p) ./cmd/$(p) &&) true
-	libnss_mesh/build.sh build/libnss_mesh.so.2
+	libnss_mesh/build.sh "$(CURDIR)/build/libnss_mesh.so.2"
 
 demo: ## three hosts, a mesh, and names in every program; needs root; KEEP=1 leaves the hosts up
 	@packaging/needs root go gcc libc6-dev binutils iproute2 iputils-ping bind9-dnsutils curl

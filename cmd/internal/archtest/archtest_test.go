@@ -78,6 +78,8 @@ func TestRulesBite(t *testing.T) {
 		{"a prefix is not a folder", checkImports, "vpn/peer.go", imports("vpn", module+"/vpnx"), "may not import vpnx"},
 		{"an engine imports the root", checkImports, "resolver/x.go", imports("resolver", module+"/cmd/internal/config"), "knows names and no packets"},
 		{"the leaf imports anything of ours", checkImports, "nss/leaf/x.go", imports("leaf", module+"/nss"), "nss/leaf may not"},
+		{"the module imports the writer", checkImports, "libnss_mesh/x.go", imports("main", module+"/nss"), "every program of the machine"},
+		{"a test of the module imports the writer", checkImports, "libnss_mesh/x_test.go", imports("main", module+"/nss"), ""},
 		{"the store imports what is above", checkImports, "resolver/store/x.go", imports("store", module+"/resolver"), "resolver/store may not"},
 		{"the closer rule holds", checkImports, "resolver/store/etcd/x.go", imports("etcd", module+"/resolver/dnsd"), "resolver/store/etcd may not"},
 		{"a test imports the double below", checkImports, "resolver/store/x_test.go", imports("store_test", module+"/resolver/store", module+"/resolver/store/storetest"), ""},

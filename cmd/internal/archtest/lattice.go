@@ -11,13 +11,14 @@ import (
 const module = "mesh.internal/mesh"
 
 // lattice says which packages of ours each package may import: "package: allowed… | reason". "x/..." is x and all below
-// it; "-" is none. Of the lines that match a package the longest holds. Do not change this table to make a build pass.
+// it, "x(tests)" is x for test files only; "-" is none. Of the lines that match a package the longest holds. Do not change
+// this table to make a build pass.
 const lattice = `
 nss/leaf: -                              | runs in any process without a Go runtime: everything it imports would too
 nss/gate: -                              | judges a finished module, so it must not share code with what it judges
 nss: nss/leaf                            | the file has one reader, used by the module, the daemon and the CLI
 nss/...: nss/...                         | knows neither names' origin nor the network
-libnss_mesh: nss/leaf                    | is loaded into every program of the machine
+libnss_mesh: nss/leaf nss(tests)         | is loaded into every program of the machine
 libnss_mesh/...: nss/... libnss_mesh/... | tests and measures the module
 resolver/store: -                        | a seam: what is behind it and before it must be replaceable
 resolver/store/etcd: resolver/store      | one store of several
@@ -36,8 +37,7 @@ cmd/internal/archtest: -                 | judges everything
 cmd/...: ...                             | the root that introduces the engines to each other
 `
 
-// importers says which packages may import a dependency: "dependency: importers… | reason". "x (tests)" is for test files
-// of x only. A dependency holds for all below it too; of those that match an import the longest holds.
+// importers says which packages may import a dependency: "dependency: importers… | reason", in the same form. A dependency holds for all below it too; of those that match an import the longest holds.
 const importers = `
 C: libnss_mesh/...                                                                           | everything else is built without cgo, so it never calls getaddrinfo, which may be ours
 go.etcd.io/etcd/client: resolver/store/etcd cmd/meshd-etcd                                   | gRPC and its dependencies stay behind the Store seam
@@ -112,10 +112,10 @@ func checkImports(t *tree) []string {
 		}
 		for _, imp := range f.imports() {
 			switch pkg, isOurs := strings.CutPrefix(imp, module+"/"); {
-			case isOurs && !permitted(r.allowed, pkg) && !(f.isTest && isDouble(f.pkg, pkg)):
+			case isOurs && !permitted(r.allowed, pkg, f.isTest) && !(f.isTest && isDouble(f.pkg, pkg)):
 				found = append(found, fmt.Sprintf("%s: %s may not import %s: it %s", f.path, f.pkg, pkg, r.reason))
 			case !isOurs:
-				if h, ok := ruleOf(heavy, imp); ok && !permittedImporter(h.allowed, f) {
+				if h, ok := ruleOf(heavy, imp); ok && !permitted(h.allowed, f.pkg, f.isTest) {
 					found = append(found, fmt.Sprintf("%s: %s may not import %s (only %s): %s", f.path, f.pkg, imp, strings.Join(h.allowed, ", "), h.reason))
 				}
 			}
@@ -124,19 +124,11 @@ func checkImports(t *tree) []string {
 	return found
 }
 
-func permitted(allowed []string, pkg string) bool {
-	for _, a := range allowed {
-		if matches(a, pkg) {
-			return true
-		}
-	}
-	return false
-}
-
-func permittedImporter(allowed []string, f *file) bool {
+// permitted reports whether a package is among those allowed.
+func permitted(allowed []string, pkg string, inTest bool) bool {
 	for _, a := range allowed {
 		a, testsOnly := strings.CutSuffix(a, "(tests)")
-		if matches(a, f.pkg) && (!testsOnly || f.isTest) {
+		if matches(a, pkg) && (!testsOnly || inTest) {
 			return true
 		}
 	}

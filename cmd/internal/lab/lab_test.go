@@ -221,7 +221,11 @@ func TestProcess(t *testing.T) {
 	if _, err := a.Run(t.Context(), "sh", "-c", "until test -e /run/ready; do :; done"); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Signal(unix.SIGTERM); err != nil {
+	pid, err := p.PID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Run(t.Context(), "sh", "-c", fmt.Sprintf("kill %d", pid)); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Wait(t.Context()); err != nil {

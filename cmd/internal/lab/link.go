@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -82,16 +83,16 @@ func (l *Link) set(doing string, state func(netlink.Link) error) error {
 // forward makes the host a router. keep_addr_on_down keeps its IPv6 addresses while a link is cut.
 func (h *Host) forward() error {
 	return h.Do(func() error {
-		if err := sysctl("ipv4/ip_forward"); err != nil {
+		if err := sysctl("ipv4/ip_forward", 1); err != nil {
 			return err
 		}
 		if !haveIPv6() {
 			return nil
 		}
 		return errors.Join(
-			sysctl("ipv6/conf/all/forwarding"),
-			sysctl("ipv6/conf/all/keep_addr_on_down"),
-			sysctl("ipv6/conf/default/keep_addr_on_down"))
+			sysctl("ipv6/conf/all/forwarding", 1),
+			sysctl("ipv6/conf/all/keep_addr_on_down", 1),
+			sysctl("ipv6/conf/default/keep_addr_on_down", 1))
 	})
 }
 
@@ -108,7 +109,10 @@ func configure(name string, addrs ...netip.Addr) error {
 				continue
 			}
 			a.IPNet.Mask = net.CIDRMask(64, 128)
-			a.Flags = unix.IFA_F_NODAD // usable at once
+			a.Flags = unix.IFA_F_NODAD // usable at once; accept_dad says so of the link-local address
+			if err := sysctl("ipv6/conf/"+name+"/accept_dad", 0); err != nil {
+				return err
+			}
 		}
 		if err := netlink.AddrAdd(link, a); err != nil {
 			return fmt.Errorf("adding address %v to %s: %w", addr, name, err)
@@ -128,4 +132,6 @@ func haveIPv6() bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-func sysctl(name string) error { return os.WriteFile("/proc/sys/net/"+name, []byte("1"), 0) }
+func sysctl(name string, value int) error {
+	return os.WriteFile("/proc/sys/net/"+name, strconv.AppendInt(nil, int64(value), 10), 0)
+}

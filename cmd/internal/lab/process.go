@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -168,4 +169,19 @@ func (p *Process) Output() string {
 		return err.Error()
 	}
 	return string(data)
+}
+
+// PID returns the process's number inside the host.
+func (p *Process) PID() (int, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if pids, ok := strings.CutPrefix(line, "NSpid:"); ok { // one for each nested pid namespace, the host's last
+			fields := strings.Fields(pids)
+			return strconv.Atoi(fields[len(fields)-1])
+		}
+	}
+	return 0, errors.New("the kernel does not say which number the process has in the host")
 }
