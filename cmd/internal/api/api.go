@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+
+// Package api is the conversation between meshd and its clients on this machine: HTTP with JSON over a unix socket,
+// whose file mode says who may take part. It has the types of both sides and the client. It starts no goroutine.
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"syscall"
+	"time"
+)
+
+// Status is GET /v1/status: the single source of all that shows how the node is.
+type Status struct {
+	Version  string   `json:"version"`
+	Mesh     string   `json:"mesh"`
+	Domain   string   `json:"domain"`
+	Self     Self     `json:"self"`
+	Peers    []Peer   `json:"peers"`
+	Store    Store    `json:"store"`
+	Snapshot Snapshot `json:"snapshot"`
+	Warnings []string `json:"warnings"`
+}
+
+// Self is this node.
+type Self struct {
+	Name      string       `json:"name"`
+	Addrs     []netip.Addr `json:"addrs"`
+	Endpoints []string     `json:"endpoints"` // where others may reach it
+	Interface string       `json:"interface"`
+	MayInvite bool         `json:"may_invite"`
+}
+
+// Peer is another node.
+type Peer struct {
+	Name          string       `json:"name"`
+	Addrs         []netip.Addr `json:"addrs"`
+	Endpoint      string       `json:"endpoint,omitempty"` // UDP address in use; empty: none
+	Direct        bool         `json:"direct"`
+	LastHandshake *time.Time   `json:"last_handshake,omitempty"`
+	RTT           float64      `json:"rtt_ms,omitempty"` // smoothed
+	RX            uint64       `json:"rx_bytes"`
+	TX            uint64       `json:"tx_bytes"`
+}
+
+// Store is the shared store.
+type Store struct {
+	State     string    `json:"state"` // "none", "connecting", "ok" or "unreachable"
+	Endpoints []string  `json:"endpoints"`
+	Since     time.Time `json:"since"`
+	Revision  int64     `json:"revision"`
+	Error     string    `json:"error,omitempty"`
+	Waiting   []string  `json:"waiting,omitempty"` // changes made here that are not in it yet
+}
+
+// Snapshot is the file that programs' look-ups read.
+type Snapshot struct {
+	Path  string  `json:"path"`
+	Age   float64 `json:"age_seconds"` // since it was last known to be right
+	Names int     `json:"names"`
+}
+
+// Host is a host of GET /v1/hosts, and the body of PUT.
+type Host struct {
+	Name    string       `json:"name"` // relative to the zone
+	FQDN    string       `json:"fqdn,omitempty"`
+	Owner   string       `json:"owner,omitempty"`
+	Node    bool         `json:"node"`
+	Addrs   []netip.Addr `json:"addrs"`
+	Aliases []string     `json:"aliases,omitempty"`
+}
+
+// Hosts is GET /v1/hosts.
+type Hosts struct {
+	Revision int64  `json:"revision"`
+	Hosts    []Host `json:"hosts"`
+}
+
+// Change is the answer to PUT /v1/hosts and DELETE /v1/hosts/NAME.
+type Change struct {
+	Landed bool `json:"landed"` // false: kept on disk until the store is back
+}
+
+// Invite is the body of POST /v1/invite.
+type Invite struct {
+	Name    string        `json:"name"`
+	Addr    netip.Addr    `json:"addr"` // zero: the lowest free one
+	Expires time.Duration `json:"expires"`
+}
+
+// Invitation is its answer.
+type Invitation struct {
+	Token   string     `json:"token"`
+	Addr    netip.Addr `json:"addr"`
+	Expires time.Time  `json:"expires"`
+}
+
+// Error is the body of every answer that is not 200.
+type Error struct {
+	Message string `json:"error"`
+}
+
+// maxBody bounds what a client reads.
+const maxBody = 64 << 20
+
+// Client talks to meshd through the socket at Path.
+type Client struct{ Path string }
+
+// Do sends body as JSON and reads the answer into out; either may be nil.
+func (c Client) Do(ctx context.Context, method, path string, body, out any) error {
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		r = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, r)
+	if err != nil {
+		return err
+	}
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", c.Path)
+	}}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("meshd is not running (nobody answers at %s): start it with `systemctl start meshd`, or run meshd", c.Path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s may be used by root and the group mesh only: try sudo", c.Path)
+	case err != nil:
+		return fmt.Errorf("talking to meshd: %w", err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return fmt.Errorf("talking to meshd: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var e Error
+		if json.Unmarshal(b, &e) != nil || e.Message == "" {
+			e.Message = "meshd answered " + resp.Status
+		}
+		return errors.New(e.Message)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("meshd's answer: %w", err)
+	}
+	return nil
+}

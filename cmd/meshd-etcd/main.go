@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+
+// Command meshd-etcd is the book of names that a mesh's first node runs: one etcd member, in its own process, so that
+// a panic or a full disk there never touches the tunnels. It runs in the foreground, listens on the node's mesh address
+// only, and admits only members of the mesh (mutual TLS with the mesh's own CA).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/vishvananda/netlink"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"mesh.internal/mesh/cmd/internal/config"
+)
+
+var version = "unknown" // set by the linker
+
+func main() {
+	paths := config.DefaultPaths
+	flag.StringVar(&paths.Config, "config", paths.Config, "configuration `file`")
+	flag.StringVar(&paths.State, "state", paths.State, "state `directory`")
+	show := flag.Bool("version", false, "print the version")
+	flag.Parse()
+	if *show {
+		fmt.Println("meshd-etcd", version)
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := run(ctx, paths); err != nil {
+		fmt.Fprintln(os.Stderr, "meshd-etcd:", err)
+		os.Exit(1)
+	}
+}
+
+// The ports that etcd has by convention.
+const (
+	clientPort = "2379"
+	peerPort   = "2380"
+)
+
+func run(ctx context.Context, paths config.Paths) error {
+	c, err := config.Load(paths.Config)
+	if err != nil {
+		return err
+	}
+	if !c.Store.Embedded {
+		return fmt.Errorf("%s does not say store = \"embedded\": this node uses a store elsewhere, so nothing is to be run here", paths.Config)
+	}
+	id, err := paths.LoadIdentity()
+	if err != nil {
+		return err
+	}
+	addr := id.Node.Addrs[0]
+	if err := waitFor(ctx, addr, c.Interface); err != nil || ctx.Err() != nil {
+		return err
+	}
+	e, err := start(id.Node.Name, addr, paths)
+	if err != nil {
+		return explain(err, addr)
+	}
+	defer e.Close()
+	select {
+	case <-e.Server.ReadyNotify():
+		sd.SdNotify(false, sd.SdNotifyReady)
+	case err := <-e.Err():
+		return explain(err, addr)
+	case <-ctx.Done():
+	}
+	select {
+	case <-ctx.Done():
+		sd.SdNotify(false, sd.SdNotifyStopping)
+		return nil
+	case err := <-e.Err():
+		return explain(err, addr)
+	case <-e.Server.StopNotify():
+		return errors.New("etcd has stopped by itself: its log above says why")
+	}
+}
+
+// waitFor waits until the machine has the mesh address, which meshd gives it: etcd cannot listen before.
+func waitFor(ctx context.Context, addr netip.Addr, iface string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	updates := make(chan netlink.AddrUpdate, 16)
+	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ListExisting: true})
+	if err != nil {
+		return fmt.Errorf("watching the machine's addresses: %w", err)
+	}
+	say := time.NewTimer(2 * time.Second)
+	defer say.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-say.C:
+			fmt.Fprintf(os.Stderr, "meshd-etcd: waiting for the address %s on %s, which meshd gives this machine\n", addr, iface)
+		case u, ok := <-updates:
+			if !ok {
+				return errors.New("the kernel ended the notifications of addresses")
+			}
+			if a, ok := netip.AddrFromSlice(u.LinkAddress.IP); ok && u.NewAddr && a.Unmap() == addr {
+				return nil
+			}
+		}
+	}
+}
+
+// start runs the member. Its numbers are for some ten thousand names on a small machine.
+func start(name string, addr netip.Addr, paths config.Paths) (*embed.Etcd, error) {
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(64 << 20)
+	cfg := embed.NewConfig()
+	cfg.Name = name
+	cfg.Dir = filepath.Join(paths.State, "etcd")
+	client, peer := at(addr, clientPort), at(addr, peerPort)
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.InitialCluster = name + "=" + peer.String()
+	tls := transport.TLSInfo{TrustedCAFile: paths.CAFile(), CertFile: paths.CertFile(), KeyFile: paths.KeyFile(), ClientCertAuth: true, MinVersion: 0x0304}
+	cfg.ClientTLSInfo, cfg.PeerTLSInfo = tls, tls
+	cfg.LogLevel = "warn"
+	cfg.LogOutputs = []string{"stderr"}
+	cfg.QuotaBackendBytes = 256 << 20
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "periodic", "1h"
+	cfg.SnapshotCount = 5000
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	return embed.StartEtcd(cfg)
+}
+
+func at(addr netip.Addr, port string) url.URL {
+	return url.URL{Scheme: "https", Host: netip.AddrPortFrom(addr, 0).Addr().String() + ":" + port}
+}
+
+// explain puts etcd's errors into words that say what to do.
+func explain(err error, addr netip.Addr) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), "address already in use"):
+		return fmt.Errorf("port %s or %s of %s is in use: is another meshd-etcd or etcd running? (%w)", clientPort, peerPort, addr, err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("the data directory cannot be written: %w", err)
+	}
+	return fmt.Errorf("etcd: %w", err)
+}
