@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"mesh.internal/mesh/cmd/internal/api"
+	"mesh.internal/mesh/resolver"
+	"mesh.internal/mesh/vpn/join"
+	"mesh.internal/mesh/vpn/netif"
+)
+
+// serveAPI answers on the unix socket, which root and the group mesh may use.
+func (d *daemon) serveAPI(ctx context.Context) error {
+	path := d.opts.Paths.Socket()
+	os.Remove(path) // left behind by a daemon that was killed; a living one has the interface, and we would not be here
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("opening the API's socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return fmt.Errorf("opening the API's socket: %w", err)
+	}
+	if g, err := user.LookupGroup("mesh"); err == nil {
+		if gid, err := strconv.Atoi(g.Gid); err == nil {
+			os.Chown(path, -1, gid)
+		}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return d.status(), nil }))
+	mux.HandleFunc("GET /v1/hosts", answer(func(*http.Request) (any, error) { return d.hosts(), nil }))
+	mux.HandleFunc("PUT /v1/hosts", answer(d.addHost))
+	mux.HandleFunc("DELETE /v1/hosts/{name}", answer(d.removeHost))
+	mux.HandleFunc("POST /v1/invite", answer(d.invite))
+	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving the API: %w", err)
+	}
+	return nil
+}
+
+// answer makes a handler of a function that returns what to send.
+func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+		v, err := f(r)
+		w.Header().Set("Content-Type", "application/json")
+		if err != nil {
+			w.WriteHeader(http.StatusUnprocessableEntity)
+			v = api.Error{Message: err.Error()}
+		}
+		json.NewEncoder(w).Encode(v)
+	}
+}
+
+func (d *daemon) status() api.Status {
+	c := d.cfg.Load()
+	own := d.node.Records()[0]
+	s := api.Status{Version: d.opts.Version, Mesh: c.Mesh, Domain: c.Domain, Peers: []api.Peer{}, Warnings: []string{},
+		Self: api.Self{Name: c.Name, Addrs: d.id.Node.Addrs, Endpoints: own.Hosts, Interface: c.Interface, MayInvite: d.id.CA.Key != nil}}
+	for _, e := range own.Endpoints {
+		s.Self.Endpoints = append(s.Self.Endpoints, e.String())
+	}
+	for _, p := range d.node.Peers() {
+		ap := api.Peer{Name: p.Name, Addrs: p.Addrs, RX: p.RX, TX: p.TX, RTT: float64(p.RTT.Microseconds()) / 1000}
+		if p.Endpoint.IsValid() {
+			ap.Endpoint, ap.Direct = p.Endpoint.String(), true
+		}
+		if !p.Handshake.IsZero() {
+			ap.LastHandshake = &p.Handshake
+		}
+		s.Peers = append(s.Peers, ap)
+	}
+	st := d.names.State()
+	s.Store = api.Store{State: st.State, Endpoints: endpoints(c, d.id), Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting}
+	s.Snapshot = api.Snapshot{Path: d.opts.Paths.Snapshot(), Names: int(d.snap.names.Load())}
+	if st.State != "ok" {
+		s.Snapshot.Age = time.Since(st.Since).Seconds()
+		if st.State == "unreachable" {
+			s.Warnings = append(s.Warnings, "the store is unreachable: names are as they were last seen, and changes made here wait")
+		}
+	}
+	for _, r := range st.Refused {
+		s.Warnings = append(s.Warnings, "not accepted from the store: "+r)
+	}
+	for _, x := range d.names.View().Conflicts {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%s of %s is not a name of the mesh: %s", x.Name, x.Owner, x.Reason))
+	}
+	if route, found, err := netif.Overlap(d.prefixes[0], c.Interface); err == nil && found {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the route %s of this machine overlaps the mesh's prefix %s: some nodes cannot be reached", route, d.prefixes[0]))
+	}
+	d.mu.Lock()
+	for _, w := range d.warnings {
+		s.Warnings = append(s.Warnings, w)
+	}
+	d.mu.Unlock()
+	slices.Sort(s.Warnings)
+	return s
+}
+
+func (d *daemon) hosts() api.Hosts {
+	v := d.names.View()
+	out := api.Hosts{Revision: v.Revision, Hosts: []api.Host{}}
+	for i := range v.Hosts() {
+		h := &v.Hosts()[i]
+		out.Hosts = append(out.Hosts, api.Host{Name: h.Name, FQDN: v.FQDN(h), Owner: h.Owner, Node: h.Node, Addrs: h.Addrs, Aliases: h.Aliases})
+	}
+	return out
+}
+
+// relative is a name without the zone, in lower case.
+func (d *daemon) relative(name string) string {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	return strings.TrimSuffix(name, "."+d.cfg.Load().Domain)
+}
+
+func (d *daemon) addHost(r *http.Request) (any, error) {
+	var h api.Host
+	if err := json.NewDecoder(r.Body).Decode(&h); err != nil {
+		return nil, fmt.Errorf("the request is malformed: %w", err)
+	}
+	host := resolver.Host{Name: d.relative(h.Name), Addrs: h.Addrs}
+	for _, a := range h.Aliases {
+		host.Aliases = append(host.Aliases, d.relative(a))
+	}
+	landed, err := d.names.AddHost(r.Context(), host)
+	return api.Change{Landed: landed}, err
+}
+
+func (d *daemon) removeHost(r *http.Request) (any, error) {
+	landed, err := d.names.RemoveHost(r.Context(), d.relative(r.PathValue("name")))
+	return api.Change{Landed: landed}, err
+}
+
+// Bounds of an invitation's life.
+const (
+	shortest = time.Minute
+	longest  = 30 * 24 * time.Hour
+)
+
+func (d *daemon) invite(r *http.Request) (any, error) {
+	var q api.Invite
+	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
+		return nil, fmt.Errorf("the request is malformed: %w", err)
+	}
+	if d.id.CA.Key == nil {
+		return nil, errors.New("this node may not invite: it does not hold the mesh's key; run `mesh invite` on the node where `mesh init` was run")
+	}
+	if q.Expires < shortest || q.Expires > longest {
+		return nil, fmt.Errorf("an invitation is good for %s to %s, not %s", shortest, longest, q.Expires)
+	}
+	c := d.cfg.Load()
+	expires := time.Now().Add(q.Expires).Truncate(time.Second)
+	addr, err := d.names.ClaimNode(r.Context(), d.relative(q.Name), q.Addr, expires)
+	if err != nil {
+		return nil, err
+	}
+	t := join.Token{Root: d.id.CA.Fingerprint(), Inviter: sha256.Sum256(d.id.Chain[0].RawSubjectPublicKeyInfo), Secret: join.NewSecret(),
+		Name: d.relative(q.Name), Expires: expires}
+	add := func(hp string) {
+		if len(t.Endpoints) < 8 && !slices.Contains(t.Endpoints, hp) {
+			t.Endpoints = append(t.Endpoints, hp)
+		}
+	}
+	for _, p := range public(c) {
+		add(p)
+	}
+	locals, err := netif.Addrs(d.prefixes)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range locals {
+		add(netip.AddrPortFrom(a, uint16(c.Port)).String())
+	}
+	if len(t.Endpoints) == 0 {
+		return nil, errors.New("this machine has no address at which a new node could reach it: set public = [\"HOST\"] in mesh.toml")
+	}
+	if err := d.book.Add(t.Secret, t.Name, addr, expires); err != nil {
+		return nil, err
+	}
+	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires}, nil
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: MIT
+
+// Package daemon is the composition root of meshd: the one place that knows all engines and introduces them to each
+// other. Tunnels tell the resolver which nodes there are; the resolver's View goes to the snapshot, the DNS server and
+// the API; certificates sign and verify for both.
+//
+// Run owns every goroutine, the interface, the sockets and the API's file, and all are gone when it returns; the
+// snapshot stays, so that names resolve without the daemon.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"mesh.internal/mesh/cmd/internal/config"
+	"mesh.internal/mesh/resolver"
+	"mesh.internal/mesh/resolver/dnsd"
+	"mesh.internal/mesh/resolver/store"
+	"mesh.internal/mesh/resolver/store/etcd"
+	"mesh.internal/mesh/vpn"
+	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/join"
+)
+
+// Options is what Run starts from.
+type Options struct {
+	Paths   config.Paths
+	Version string
+	Level   *slog.LevelVar
+	Log     *slog.Logger
+	Reload  <-chan os.Signal // SIGHUP
+}
+
+// daemon is a running meshd.
+type daemon struct {
+	opts     Options
+	log      *slog.Logger
+	cfg      atomic.Pointer[config.Config]
+	id       *identity.Identity
+	prefixes []netip.Prefix // IPv4, IPv6
+	node     *vpn.Node
+	names    *resolver.Resolver
+	keys     keyring
+	book     *join.Book
+	snap     snapshot
+
+	mu       sync.Mutex // guards warnings
+	warnings map[string]string
+}
+
+// Check reads everything that Run starts from and touches nothing.
+func Check(paths config.Paths) error {
+	_, _, err := load(paths)
+	return err
+}
+
+func load(paths config.Paths) (*config.Config, *identity.Identity, error) {
+	c, err := config.Load(paths.Config)
+	if err != nil {
+		return nil, nil, err
+	}
+	id, err := paths.LoadIdentity()
+	if err != nil {
+		return nil, nil, err
+	}
+	if id.Node.Name != c.Name {
+		return nil, nil, fmt.Errorf("%s says name = %q, but this node's certificate is %q's: set it back, or ask for an invitation with the new name", paths.Config, c.Name, id.Node.Name)
+	}
+	return c, id, nil
+}
+
+// Run keeps the node on the mesh until ctx ends.
+func Run(ctx context.Context, opts Options) error {
+	c, id, err := load(opts.Paths)
+	if err != nil {
+		return err
+	}
+	level, _ := c.Level()
+	opts.Level.Set(level)
+	p4, err := c.Prefix4()
+	if err != nil {
+		return err
+	}
+	d := &daemon{opts: opts, log: opts.Log, id: id, prefixes: []netip.Prefix{p4, id.CA.Prefix6()},
+		book: join.NewBook(filepath.Join(opts.Paths.State, "invitations.json")), warnings: map[string]string{}}
+	d.cfg.Store(c)
+	if err := os.MkdirAll(opts.Paths.Run, 0o755); err != nil {
+		return fmt.Errorf("making the directory of the snapshot: %w", err)
+	}
+	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Connect: c.Connect,
+		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
+		return err
+	}
+	rc := resolver.Config{Zone: c.Domain, Prefixes: d.prefixes, Signer: signer{id}, Verifier: &d.keys, StateDir: opts.Paths.State,
+		LearnNode: d.node.Learn, Log: d.log}
+	if eps := endpoints(c, id); len(eps) > 0 {
+		st, err := etcd.Open(etcd.Config{Endpoints: eps, Prefix: store.DefaultPrefix(c.Mesh), TLS: id.TLS()})
+		if err != nil {
+			return err
+		}
+		defer st.Close()
+		rc.Store = st
+	}
+	d.names = resolver.New(rc)
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make(chan error, 8)
+	goRun := func(f func(context.Context) error) {
+		wg.Go(func() {
+			if err := f(ctx); err != nil {
+				errs <- err
+				cancel()
+			}
+		})
+	}
+	goRun(d.node.Run)
+	select {
+	case <-d.node.Ready():
+		goRun(d.introduce)
+		goRun(d.writeSnapshots(d.names.Changed()))
+		goRun(d.names.Run)
+		goRun(d.serveDNS)
+		goRun(d.serveJoin)
+		goRun(d.serveAPI)
+		goRun(d.reload)
+	case <-ctx.Done():
+	}
+	<-ctx.Done()
+	sd.SdNotify(false, sd.SdNotifyStopping)
+	wg.Wait()
+	close(errs)
+	var all []error
+	for err := range errs {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+// endpoints are where the store is.
+func endpoints(c *config.Config, id *identity.Identity) []string {
+	if c.Store.Embedded {
+		return []string{"https://" + net.JoinHostPort(id.Node.Addrs[0].String(), "2379")}
+	}
+	return c.Store.Endpoints
+}
+
+func public(c *config.Config) (out []string) {
+	for _, p := range c.Public {
+		if hp, err := config.HostPort(p, c.Port); err == nil {
+			out = append(out, hp)
+		}
+	}
+	return out
+}
+
+// warn sets the warning about a subject; an empty text takes it away.
+func (d *daemon) warn(subject, text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if text == "" {
+		delete(d.warnings, subject)
+	} else if d.warnings[subject] != text {
+		d.warnings[subject] = text
+		d.log.Warn(text)
+	}
+}
+
+// introduce tells the resolver who is on the mesh, whenever that changes.
+func (d *daemon) introduce(ctx context.Context) error {
+	for {
+		changed := d.node.Changed()
+		records := d.node.Records()
+		d.keys.set(records)
+		nodes := make([]resolver.Node, 0, len(records))
+		for _, r := range records {
+			nodes = append(nodes, resolver.Node{Name: r.Node.Name, Addrs: r.Node.Addrs, Key: r.Node.Serial.String()})
+		}
+		d.names.SetNodes(nodes)
+		d.names.SetSelf(d.id.Node.Addrs, records[0].Bytes())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// serveDNS answers DNS on the mesh addresses. Without it the rest goes on.
+func (d *daemon) serveDNS(ctx context.Context) error {
+	var addrs []netip.AddrPort
+	if i, err := net.InterfaceByName(d.cfg.Load().Interface); err == nil {
+		has, _ := i.Addrs()
+		for _, a := range has {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && slices.Contains(d.id.Node.Addrs, p.Addr()) {
+				addrs = append(addrs, netip.AddrPortFrom(p.Addr(), 53))
+			}
+		}
+	}
+	err := dnsd.New(dnsd.Config{Addrs: addrs, View: d.names.View, Log: d.log}).Run(ctx)
+	if err != nil && ctx.Err() == nil {
+		d.warn("dns", err.Error())
+	}
+	return nil
+}
+
+// serveJoin lets invited strangers in, where this node may invite.
+func (d *daemon) serveJoin(ctx context.Context) error {
+	if d.id.CA.Key == nil {
+		return nil
+	}
+	c := d.cfg.Load()
+	l, err := net.Listen("tcp", ":"+strconv.Itoa(c.Port))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("TCP port %d is in use: end the program that has it, or choose another (port = … in mesh.toml): %w", c.Port, err)
+	}
+	if err != nil {
+		return fmt.Errorf("listening for new nodes: %w", err)
+	}
+	s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Learn: d.node.Learn, Log: d.log,
+		Mesh: func() join.Mesh {
+			c := d.cfg.Load()
+			return join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: endpoints(c, d.id), Inviter: c.Name, Port: uint16(c.Port)}
+		}}
+	return s.Serve(ctx, l)
+}
+
+// reload reads the configuration again when asked to. What cannot change in a running daemon is named.
+func (d *daemon) reload(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.opts.Reload:
+		}
+		c, err := config.Load(d.opts.Paths.Config)
+		if err != nil {
+			d.warn("reload", "the configuration was not read again: "+err.Error())
+			continue
+		}
+		d.warn("reload", "")
+		old := d.cfg.Load()
+		if c.Name != old.Name || c.Mesh != old.Mesh || c.Domain != old.Domain || c.Prefix != old.Prefix || c.Port != old.Port ||
+			c.Interface != old.Interface || c.MTU != old.MTU || c.Store.Embedded != old.Store.Embedded ||
+			!slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
+			d.warn("reload", "only public and log_level take effect at once; restart meshd for the rest")
+		}
+		next := *old
+		next.Public, next.LogLevel = c.Public, c.LogLevel
+		d.cfg.Store(&next)
+		level, _ := c.Level()
+		d.opts.Level.Set(level)
+		d.node.SetPublic(public(c))
+		d.log.Info("the configuration was read again")
+	}
+}
+
+// signer signs values of the store as this node.
+type signer struct{ id *identity.Identity }
+
+func (s signer) Name() string                    { return s.id.Node.Name }
+func (s signer) Sign(msg []byte) ([]byte, error) { return s.id.Sign(msg) }
+
+// keyring verifies values of the store by the members' certificates.
+type keyring struct {
+	nodes atomic.Pointer[map[string]identity.Node]
+}
+
+func (k *keyring) set(records []*identity.Record) {
+	m := make(map[string]identity.Node, len(records))
+	for _, r := range records {
+		m[r.Node.Name] = r.Node
+	}
+	k.nodes.Store(&m)
+}
+
+// Verify implements store.Verifier.
+func (k *keyring) Verify(owner string, msg, sig []byte) error {
+	m := k.nodes.Load()
+	if m == nil {
+		return store.ErrUnknownOwner
+	}
+	n, ok := (*m)[owner]
+	if !ok {
+		return store.ErrUnknownOwner
+	}
+	return n.VerifySignature(msg, sig)
+}

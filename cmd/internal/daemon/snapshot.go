@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+
+package daemon
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"mesh.internal/mesh/nss"
+	"mesh.internal/mesh/resolver"
+)
+
+// snapshot is what is known of the file that programs' look-ups read.
+type snapshot struct {
+	names atomic.Int64
+	wrote atomic.Int64 // Unix nanoseconds
+}
+
+// keepEvery bounds how often the copy for the next boot is written.
+const keepEvery = 10 * time.Second
+
+// writeSnapshots writes the snapshot whenever the View changes; the resolver bounds how often that is. changed is closed
+// by the first View.
+func (d *daemon) writeSnapshots(changed <-chan struct{}) func(context.Context) error {
+	return func(ctx context.Context) error {
+		kept := filepath.Join(d.opts.Paths.State, "hosts.db")
+		if _, err := os.Stat(d.opts.Paths.Snapshot()); err != nil { // after a boot: the names of before, until the first View
+			if s, err := nss.ReadFile(kept); err == nil {
+				nss.WriteFile(d.opts.Paths.Snapshot(), s)
+			}
+		}
+		keep := time.NewTimer(keepEvery)
+		defer keep.Stop()
+		behind := false
+		for {
+			select {
+			case <-ctx.Done():
+				if behind {
+					d.write(kept)
+				}
+				return nil
+			case <-keep.C:
+				if behind {
+					d.write(kept)
+				}
+				behind = false
+				keep.Reset(keepEvery)
+				continue
+			case <-changed:
+			}
+			changed = d.names.Changed()
+			d.write(d.opts.Paths.Snapshot())
+			behind = true
+			sd.SdNotify(false, sd.SdNotifyReady) // names resolve; saying it again does no harm
+		}
+	}
+}
+
+func (d *daemon) write(path string) {
+	v := d.names.View()
+	set := Set(v, hidden("/etc/hosts"))
+	if err := nss.WriteFile(path, set); err != nil {
+		d.warn("snapshot", "names of programs on this machine are not brought up to date: "+err.Error())
+		return
+	}
+	d.warn("snapshot", "")
+	n := 0
+	for _, h := range set.Hosts {
+		n += 1 + len(h.Aliases)
+	}
+	d.snap.names.Store(int64(n))
+	d.snap.wrote.Store(time.Now().UnixNano())
+}
+
+// Set is a View as a snapshot's content. hidden names get no short form.
+func Set(v *resolver.View, hidden map[string]bool) nss.Set {
+	s := nss.Set{Created: v.Built, Revision: v.Revision}
+	for i := range v.Hosts() {
+		h := &v.Hosts()[i]
+		forms := v.Forms(h, hidden)
+		s.Hosts = append(s.Hosts, nss.Host{Name: forms[0], Aliases: forms[1:], Addrs: h.Addrs})
+	}
+	// An address leads back to the first host that has it: let that be the View's choice.
+	first := make([]nss.Host, 0, len(s.Hosts))
+	var rest []nss.Host
+	for i, h := range s.Hosts {
+		canonical := true
+		for _, a := range h.Addrs {
+			if r, ok := v.Reverse(a); ok && r.Name != v.Hosts()[i].Name {
+				canonical = false
+			}
+		}
+		if canonical {
+			first = append(first, h)
+		} else {
+			rest = append(rest, h)
+		}
+	}
+	s.Hosts = append(first, rest...)
+	return s
+}
+
+// hidden are the names that this machine's own hosts file gives a meaning.
+func hidden(path string) map[string]bool {
+	out := map[string]bool{}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return out
+	}
+	for line := range strings.Lines(string(b)) {
+		line, _, _ = strings.Cut(line, "#")
+		for i, f := range strings.Fields(line) {
+			if i > 0 {
+				out[strings.ToLower(f)] = true
+			}
+		}
+	}
+	return out
+}

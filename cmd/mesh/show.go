@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"mesh.internal/mesh/cmd/internal/api"
+	"mesh.internal/mesh/nss"
+)
+
+// paint colours text where out is a terminal and NO_COLOR is not set.
+func paint(out io.Writer) func(colour, s string) string {
+	f, ok := out.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) || os.Getenv("NO_COLOR") != "" {
+		return func(_, s string) string { return s }
+	}
+	return func(colour, s string) string { return "\x1b[" + colour + "m" + s + "\x1b[0m" }
+}
+
+// SGR codes.
+const (
+	bold   = "1"
+	dim    = "2"
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "show this node, its peers, the store and the names", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var s api.Status
+			if err := a.client().Do(cmd.Context(), "GET", "/v1/status", nil, &s); err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), s)
+			}
+			return showStatus(cmd.OutOrStdout(), s, time.Now())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func showStatus(w io.Writer, s api.Status, now time.Time) error {
+	p := paint(w)
+	fmt.Fprintf(w, "%s on %s   %s\n", p(bold, s.Self.Name+"."+s.Domain), s.Self.Interface, addrs(s.Self.Addrs))
+	if len(s.Self.Endpoints) > 0 {
+		fmt.Fprintf(w, "reached at %s\n", strings.Join(s.Self.Endpoints, ", "))
+	}
+	fmt.Fprintln(w)
+	width := 4
+	for _, q := range s.Peers {
+		width = max(width, len(q.Name))
+	}
+	if len(s.Peers) == 0 {
+		fmt.Fprintln(w, "no other nodes yet: `mesh invite NAME` lets one in")
+	} else {
+		fmt.Fprintln(w, p(dim, fmt.Sprintf("%-*s  %-15s  %-28s  %9s  %10s  %8s  %8s", width, "PEER", "ADDRESS", "WAY", "RTT", "HANDSHAKE", "RECEIVED", "SENT")))
+	}
+	for _, q := range s.Peers {
+		way, colour, rtt, hs := "no way known now", yellow, "-", "never"
+		if q.Endpoint != "" {
+			way, colour = "direct "+q.Endpoint, green
+			rtt = fmt.Sprintf("%.1f ms", q.RTT)
+		}
+		if q.LastHandshake != nil {
+			hs = short(now.Sub(*q.LastHandshake)) + " ago"
+		} else if q.Endpoint == "" {
+			colour = dim
+		}
+		addr := ""
+		if len(q.Addrs) > 0 {
+			addr = q.Addrs[0].String()
+		}
+		fmt.Fprintf(w, "%-*s  %-15s  %s  %9s  %10s  %8s  %8s\n", width, q.Name, addr, p(colour, fmt.Sprintf("%-28s", way)), rtt, hs, bytes(q.RX), bytes(q.TX))
+	}
+	fmt.Fprintln(w)
+	switch s.Store.State {
+	case "ok":
+		fmt.Fprintf(w, "store      %s, revision %d, %s\n", p(green, "ok"), s.Store.Revision, strings.Join(s.Store.Endpoints, ", "))
+	case "none":
+		fmt.Fprintln(w, "store      none")
+	default:
+		fmt.Fprintf(w, "store      %s for %s: %s\n", p(red, s.Store.State), short(now.Sub(s.Store.Since)), s.Store.Error)
+	}
+	for _, x := range s.Store.Waiting {
+		fmt.Fprintf(w, "waiting    %s\n", p(yellow, x))
+	}
+	age := p(green, "up to date")
+	if s.Snapshot.Age > 0 {
+		age = p(yellow, "as of "+short(time.Duration(s.Snapshot.Age*float64(time.Second)))+" ago")
+	}
+	fmt.Fprintf(w, "snapshot   %d names, %s, %s\n", s.Snapshot.Names, age, s.Snapshot.Path)
+	for _, x := range s.Warnings {
+		fmt.Fprintf(w, "%s %s\n", p(yellow, "warning"), x)
+	}
+	return nil
+}
+
+func addrs(as []netip.Addr) string {
+	var s []string
+	for _, a := range as {
+		s = append(s, a.String())
+	}
+	return strings.Join(s, "  ")
+}
+
+// short is a length of time at a glance.
+func short(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+func bytes(n uint64) string {
+	for _, u := range []struct {
+		size uint64
+		name string
+	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= u.size {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.size), u.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+func (a *app) hostsCommand() *cobra.Command {
+	format := "table"
+	cmd := &cobra.Command{
+		Use: "hosts", Short: "list every name of the mesh", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var h api.Hosts
+			if err := a.client().Do(cmd.Context(), "GET", "/v1/hosts", nil, &h); err != nil {
+				return err
+			}
+			return showHosts(cmd.OutOrStdout(), h, format)
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", format, "`table`, json, or hosts (the syntax of /etc/hosts)")
+	return cmd
+}
+
+func showHosts(w io.Writer, h api.Hosts, format string) error {
+	switch format {
+	case "json":
+		return writeJSON(w, h)
+	case "hosts":
+		fmt.Fprintf(w, "# names of the mesh at revision %d\n", h.Revision)
+		for _, x := range h.Hosts {
+			for _, a := range x.Addrs {
+				fmt.Fprintln(w, strings.Join(append([]string{a.String(), x.FQDN, x.Name}, x.Aliases...), "\t"))
+			}
+		}
+		return nil
+	case "table":
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "NAME\tADDRESSES\tALIASES\tOWNER")
+		for _, x := range h.Hosts {
+			owner := x.Owner
+			if x.Node {
+				owner = "(node)"
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", x.Name, addrs(x.Addrs), strings.Join(x.Aliases, " "), owner)
+		}
+		return t.Flush()
+	}
+	return fmt.Errorf("--format %s: want table, json or hosts", format)
+}
+
+func (a *app) hostCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "host", Short: "add or remove names of hosts that are no nodes"}
+	change := func(cmd *cobra.Command, c api.Change) {
+		if !c.Landed {
+			fmt.Fprintln(cmd.ErrOrStderr(), "The store is away: the change is kept here and lands when it is back (see `mesh status`).")
+		}
+	}
+	var aliases []string
+	add := &cobra.Command{
+		Use: "add NAME ADDRESS…", Short: "give a name to addresses of the mesh", Args: cobra.MinimumNArgs(2),
+		Example: "  mesh host add printer 10.11.0.77\n  mesh host add nas.bkero 10.11.0.80",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			h := api.Host{Name: args[0], Aliases: aliases}
+			for _, s := range args[1:] {
+				x, err := netip.ParseAddr(s)
+				if err != nil {
+					return fmt.Errorf("%q is not an address", s)
+				}
+				h.Addrs = append(h.Addrs, x)
+			}
+			var c api.Change
+			if err := a.client().Do(cmd.Context(), "PUT", "/v1/hosts", h, &c); err != nil {
+				return err
+			}
+			change(cmd, c)
+			return nil
+		},
+	}
+	add.Flags().StringSliceVar(&aliases, "alias", nil, "another `name` for it; may be given more than once")
+	rm := &cobra.Command{
+		Use: "rm NAME", Short: "remove a name that was added on this node", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var c api.Change
+			if strings.ContainsAny(args[0], "/?#%") {
+				return fmt.Errorf("%q is not a name", args[0])
+			}
+			if err := a.client().Do(cmd.Context(), "DELETE", "/v1/hosts/"+args[0], nil, &c); err != nil {
+				return err
+			}
+			change(cmd, c)
+			return nil
+		},
+	}
+	cmd.AddCommand(add, rm)
+	return cmd
+}
+
+func (a *app) snapshotCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "snapshot", Short: "make or show a snapshot, the file that libnss_mesh reads, without a daemon"}
+	var out string
+	build := &cobra.Command{
+		Use: "build HOSTSFILE -o FILE", Short: "make a snapshot of a file in the syntax of /etc/hosts", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := cmd.InOrStdin()
+			if args[0] != "-" {
+				f, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			hosts, err := nss.ParseHosts(in)
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			return nss.WriteFile(out, nss.Set{Hosts: hosts, Created: time.Now()})
+		},
+	}
+	build.Flags().StringVarP(&out, "output", "o", "", "the `file` to write")
+	build.MarkFlagRequired("output")
+	dump := &cobra.Command{
+		Use: "dump FILE", Short: "check a snapshot and print it in the syntax of /etc/hosts", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := nss.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			w := cmd.OutOrStdout()
+			fmt.Fprintf(w, "# %d hosts, revision %d, made %s\n", len(s.Hosts), s.Revision, s.Created.UTC().Format(time.RFC3339Nano))
+			for _, h := range s.Hosts {
+				for _, x := range h.Addrs {
+					fmt.Fprintln(w, strings.Join(append([]string{x.String(), h.Name}, h.Aliases...), "\t"))
+				}
+			}
+			return nil
+		},
+	}
+	cmd.AddCommand(build, dump)
+	return cmd
+}
