@@ -64,7 +64,8 @@ func writeJSON(w io.Writer, v any) error {
 
 func showStatus(w io.Writer, s api.Status, now time.Time) error {
 	p := paint(w)
-	fmt.Fprintf(w, "%s on %s   %s\n", p(bold, s.Self.Name+"."+s.Domain), s.Self.Interface, addrs(s.Self.Addrs))
+	fmt.Fprintf(w, "%s  on the mesh %s as %s.%s\n", p(bold, s.Self.Name), s.Mesh, s.Self.Name, s.Domain)
+	fmt.Fprintf(w, "%s on %s\n", addrs(s.Self.Addrs), s.Self.Interface)
 	if len(s.Self.Endpoints) > 0 {
 		fmt.Fprintf(w, "reached at %s\n", strings.Join(s.Self.Endpoints, ", "))
 	}
