@@ -30,13 +30,12 @@ type mesh struct {
 
 type node struct {
 	*vpn.Node
-	id     *identity.Identity
-	dir    string
-	addr   netip.AddrPort
-	bind   *vpntest.Bind
-	tun    *vpntest.TUN
-	locals []netip.Addr
-	stop   func()
+	id   *identity.Identity
+	dir  string
+	addr netip.AddrPort
+	bind *vpntest.Bind
+	tun  *vpntest.TUN
+	stop func()
 }
 
 func newMesh(t *testing.T) *mesh {
