@@ -170,6 +170,9 @@ func (n *Node) learn(b []byte, from string) error {
 	}
 	if old == nil {
 		n.cfg.Log.Info("a node is known", "peer", r.Node.Name, "addrs", r.Node.Addrs)
+		if n.isNeighbour(r.Node.Name) {
+			n.compareWith(r.Node.Name) // it may know others, and want to know ours
+		}
 	}
 	n.note()
 	n.flood(r, from)
@@ -406,14 +409,18 @@ func (n *Node) repair(ctx context.Context) {
 		if !first && len(near) > 1 {
 			near = []string{near[rand.N(len(near))]}
 		}
-		ds := digests(slices.Collect(maps.Values(n.records)))
 		for _, name := range near {
-			for _, d := range ds {
-				n.send(name, d)
-			}
+			n.compareWith(name)
 		}
 		n.mu.Unlock()
 		wait = repairEvery*3/4 + rand.N(repairEvery/2)
+	}
+}
+
+// compareWith sends a node what is known here, which it answers with what differs. n.mu is held.
+func (n *Node) compareWith(name string) {
+	for _, d := range digests(slices.Collect(maps.Values(n.records))) {
+		n.send(name, d)
 	}
 }
 

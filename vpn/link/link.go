@@ -11,6 +11,7 @@
 package link
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdh"
 	"encoding/hex"
@@ -50,8 +51,9 @@ type Peer struct {
 	lastSend atomic.Int64                        // Unix nanoseconds; carried into the path at its next tick
 	heardAt  atomic.Int64
 
-	mu   sync.Mutex // guards path
-	path *path
+	mu     sync.Mutex // guards the fields below
+	path   *path
+	parked [][]byte // the last handshake, while there is nowhere to send it
 }
 
 // Status is what is known of the way to a peer.
@@ -243,8 +245,13 @@ func (l *Link) probe(b []byte, from netip.AddrPort) {
 	p.sync()
 	outs := p.path.handle(f, from, time.Now())
 	p.publish()
+	parked := p.parked
+	p.parked = nil
 	p.mu.Unlock()
 	p.transmit(outs)
+	if parked != nil {
+		l.Bind.Send(parked, &conn.StdNetEndpoint{AddrPort: from})
+	}
 	l.wake()
 }
 
@@ -261,19 +268,28 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 		}
 		return l.deliver(bufs, best)
 	}
-	l.wake()
 	if len(bufs) == 0 || len(bufs[0]) == 0 || bufs[0][0] > 2 {
+		l.wake()
 		return nil // no way yet, and no session without one
 	}
 	p.mu.Lock()
+	p.sync()
+	outs, _ := p.path.tick(time.Now())
 	to := make([]netip.AddrPort, 0, maxCandidates)
 	for a := range p.path.cands {
 		to = append(to, a)
 	}
+	if p.parked = nil; len(to) == 0 {
+		for _, b := range bufs {
+			p.parked = append(p.parked, bytes.Clone(b))
+		}
+	}
 	p.mu.Unlock()
+	p.transmit(outs) // first, so that whoever gets the handshake knows where to answer it
 	for _, a := range to {
 		l.Bind.Send(bufs, &conn.StdNetEndpoint{AddrPort: a})
 	}
+	l.wake()
 	return nil
 }
 

@@ -180,7 +180,8 @@ func (p *path) handle(f probe, from netip.AddrPort, now time.Time) (outs []out) 
 			c.rtt += (sample - c.rtt) / 8
 		}
 		c.sent, c.lost, c.confirmed, c.seen = time.Time{}, 0, true, now
-		if b := p.cands[p.best]; b == nil || !b.confirmed || b.lost >= 2 || c.rtt < b.rtt*4/5-2*time.Millisecond {
+		// The first to answer while the address in use is silent takes over; otherwise only one that is clearly nearer.
+		if b := p.cands[p.best]; b == nil || !b.confirmed || b.lost >= 2 || p.silent(now) || c.rtt < b.rtt*4/5-2*time.Millisecond {
 			p.best = c.addr
 		}
 		p.heard(now)
