@@ -75,7 +75,7 @@ func (m *mesh) start(n *node, connect ...string) {
 	n.bind, n.tun = m.net.Bind(n.addr), vpntest.NewTUN()
 	var err error
 	n.Node, err = vpn.New(vpn.Config{Identity: n.id, Prefixes: []netip.Prefix{prefix4, m.ca.Prefix6()}, Port: 7655, Connect: connect,
-		StateDir: n.dir, MTU: 1380, TUN: n.tun, Bind: n.bind, Log: slog.New(slog.DiscardHandler),
+		StateDir: n.dir, MTU: 1380, TUN: n.tun, Bind: n.bind, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("me", n.id.Node.Name),
 		Locals: func() ([]netip.Addr, error) { return []netip.Addr{n.addr.Addr()}, nil }})
 	if err != nil {
 		m.t.Fatal(err)

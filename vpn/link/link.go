@@ -29,9 +29,11 @@ import (
 // Link is the one UDP link of a node. It implements conn.Bind.
 type Link struct {
 	conn.Bind
-	key *ecdh.PrivateKey
+	key  *ecdh.PrivateKey
+	self string // its public half in hexadecimal
 
-	poke chan struct{} // capacity 1: a path wants to be ticked
+	poke   chan struct{} // capacity 1: a path wants to be ticked
+	byAddr sync.Map      // netip.AddrPort → *Peer, one address a peer
 
 	mu    sync.RWMutex // guards the maps, not the peers
 	byKey map[string]*Peer
@@ -53,7 +55,10 @@ type Peer struct {
 
 	mu     sync.Mutex // guards the fields below
 	path   *path
-	parked [][]byte // the last handshake, while there is nowhere to send it
+	parked [][]byte       // the last handshake, while there is nowhere to send it
+	from   netip.AddrPort // where the last authentic probe came from; its key in Link.byAddr
+	init   []byte         // our handshake that waits for an answer
+	initAt time.Time
 }
 
 // Status is what is known of the way to a peer.
@@ -65,7 +70,7 @@ type Status struct {
 
 // New returns a link over bind for the node with this WireGuard key.
 func New(bind conn.Bind, key *ecdh.PrivateKey) *Link {
-	return &Link{Bind: bind, key: key, poke: make(chan struct{}, 1), byKey: map[string]*Peer{}, byTag: map[tag]*Peer{}}
+	return &Link{Bind: bind, key: key, self: hex.EncodeToString(key.PublicKey().Bytes()), poke: make(chan struct{}, 1), byKey: map[string]*Peer{}, byTag: map[tag]*Peer{}}
 }
 
 // Peer makes a node known, or returns it.
@@ -93,6 +98,9 @@ func (l *Link) Forget(p *Peer) {
 	defer l.mu.Unlock()
 	delete(l.byKey, p.key)
 	delete(l.byTag, p.recv.tag)
+	p.mu.Lock()
+	l.byAddr.Delete(p.from)
+	p.mu.Unlock()
 }
 
 // Set says where a peer may be, and whether it is to be kept warm.
@@ -215,11 +223,15 @@ func (l *Link) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		fns[i] = func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 			n, err := fn(bufs, sizes, eps)
 			for i := range n {
-				if b := bufs[i][:sizes[i]]; isProbe(b) {
-					if ep, ok := eps[i].(*conn.StdNetEndpoint); ok {
-						l.probe(b, ep.AddrPort)
-					}
+				b := bufs[i][:sizes[i]]
+				ep, ok := eps[i].(*conn.StdNetEndpoint)
+				switch {
+				case !ok:
+				case isProbe(b):
+					l.probe(b, ep.AddrPort)
 					sizes[i] = 0 // the engine passes it over
+				case isHandshake(b) && l.crossed(b, ep.AddrPort):
+					sizes[i] = 0
 				}
 			}
 			return n, err
@@ -227,6 +239,43 @@ func (l *Link) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	}
 	return fns, port, err
 }
+
+// WireGuard's two handshake messages.
+const (
+	initiation, initiationSize = 1, 148
+	response, responseSize     = 2, 92
+)
+
+func isHandshake(b []byte) bool {
+	return len(b) == initiationSize && b[0] == initiation || len(b) == responseSize && b[0] == response
+}
+
+// crossing is how long after our own handshake another may cross it.
+const crossing = 2 * time.Second
+
+// crossed settles handshakes that both sides have begun at once: WireGuard would drop both answers and begin again after
+// five seconds. The side with the smaller key stays the one that asks: it drops the other's handshake, and repeats its own, in case the other did not know it yet when it came. It reports whether b is dropped.
+func (l *Link) crossed(b []byte, from netip.AddrPort) bool {
+	v, ok := l.byAddr.Load(unmap(from))
+	if !ok {
+		return false
+	}
+	p := v.(*Peer)
+	p.mu.Lock()
+	mine := p.init
+	if b[0] == response || time.Since(p.initAt) > crossing {
+		p.init = nil
+		mine = nil
+	}
+	p.mu.Unlock()
+	if mine == nil || l.self > p.key {
+		return false
+	}
+	l.Bind.Send([][]byte{mine}, &conn.StdNetEndpoint{AddrPort: from})
+	return true
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // probe takes a frame that came in.
 func (l *Link) probe(b []byte, from netip.AddrPort) {
@@ -240,8 +289,13 @@ func (l *Link) probe(b []byte, from netip.AddrPort) {
 	if !ok {
 		return
 	}
-	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	from = unmap(from)
 	p.mu.Lock()
+	if p.from != from {
+		l.byAddr.Delete(p.from)
+		l.byAddr.Store(from, p)
+		p.from = from
+	}
 	p.sync()
 	outs := p.path.handle(f, from, time.Now())
 	p.publish()
@@ -260,6 +314,11 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	p, ok := ep.(*Peer)
 	if !ok {
 		return l.Bind.Send(bufs, ep) // an answer to somebody not authenticated, as a cookie
+	}
+	if len(bufs) == 1 && len(bufs[0]) == initiationSize && bufs[0][0] == initiation {
+		p.mu.Lock()
+		p.init, p.initAt = bytes.Clone(bufs[0]), time.Now()
+		p.mu.Unlock()
 	}
 	was := p.lastSend.Swap(time.Now().UnixNano())
 	if best := p.best.Load(); best != nil {
