@@ -37,6 +37,7 @@ func newEngine(s *seam, l *link.Link, key *ecdh.PrivateKey, port int, log *slog.
 	// An endpoint is the node and stays: the device must not put a packet's source in its place.
 	dev.DisableSomeRoamingForBrokenMobileSemantics()
 	e := &engine{dev}
+	l.Handshake = e.handshake
 	err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(key.Bytes()), port))
 	if err == nil {
 		err = dev.Up()
@@ -66,6 +67,20 @@ func (e *engine) remove(key *ecdh.PublicKey) error {
 	return e.dev.IpcSet("public_key=" + hex.EncodeToString(key.Bytes()) + "\nremove=true\n")
 }
 
+// handshake is link.Link.Handshake.
+func (e *engine) handshake(key string, void bool) {
+	var k device.NoisePublicKey
+	if k.FromHex(key) != nil {
+		return
+	}
+	if p := e.dev.LookupPeer(k); p != nil {
+		if void {
+			p.ExpireCurrentKeypairs()
+		}
+		p.SendHandshakeInitiation(false)
+	}
+}
+
 // traffic returns what is known of every peer, by key in hexadecimal. It is not cheap: for status only.
 func (e *engine) traffic() (map[string]traffic, error) {
 	text, err := e.dev.IpcGet()
@@ -84,8 +99,10 @@ func (e *engine) traffic() (map[string]traffic, error) {
 			key = v
 			continue
 		case "last_handshake_time_sec":
-			if sec, _ = strconv.ParseInt(v, 10, 64); sec > 0 {
-				t.handshake = time.Unix(sec, 0)
+			sec, _ = strconv.ParseInt(v, 10, 64)
+		case "last_handshake_time_nsec":
+			if ns, _ := strconv.ParseInt(v, 10, 64); sec > 0 {
+				t.handshake = time.Unix(sec, ns)
 			}
 		case "rx_bytes":
 			t.rx, _ = strconv.ParseUint(v, 10, 64)

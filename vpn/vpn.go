@@ -530,12 +530,17 @@ func (n *Node) load() {
 	}
 }
 
-// save keeps the known records on disk, at most once a second.
+// save keeps the known records on disk, at most once a second, and once more at the end.
 func (n *Node) save(ctx context.Context) {
-	for {
+	for going := true; going; {
 		select {
 		case <-ctx.Done():
-			return
+			going = false
+			select {
+			case <-n.dirty:
+			default:
+				return
+			}
 		case <-n.dirty:
 		}
 		if err := SaveRecords(n.cfg.StateDir, n.Records()); err != nil {

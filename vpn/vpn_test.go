@@ -75,7 +75,7 @@ func (m *mesh) start(n *node, connect ...string) {
 	n.bind, n.tun = m.net.Bind(n.addr), vpntest.NewTUN()
 	var err error
 	n.Node, err = vpn.New(vpn.Config{Identity: n.id, Prefixes: []netip.Prefix{prefix4, m.ca.Prefix6()}, Port: 7655, Connect: connect,
-		StateDir: n.dir, MTU: 1380, TUN: n.tun, Bind: n.bind, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("me", n.id.Node.Name),
+		StateDir: n.dir, MTU: 1380, TUN: n.tun, Bind: n.bind, Log: slog.New(slog.DiscardHandler),
 		Locals: func() ([]netip.Addr, error) { return []netip.Addr{n.addr.Addr()}, nil }})
 	if err != nil {
 		m.t.Fatal(err)
@@ -200,6 +200,27 @@ func TestRoaming(t *testing.T) {
 	b.bind.Move(netip.MustParseAddrPort("198.51.100.7:4242")) // as behind a NAT that has forgotten: b itself notices nothing
 	t.Logf("b reaches a after %s", ping(t, b, a, 10*time.Second))
 	t.Logf("a reaches b after %s", ping(t, a, b, 10*time.Second))
+}
+
+// TestRestart restarts one of two who talk, with new sessions and the same keys: the other, who still has the old
+// session, notices by its probes.
+func TestRestart(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.node(1), m.node(2)
+	a.introduce(t, b)
+	b.introduce(t, a)
+	ping(t, a, b, 5*time.Second)
+	ping(t, b, a, 5*time.Second)
+	for _, n := range []*node{a, b} { // one of them begins handshakes, the other does not
+		other := a
+		if n == a {
+			other = b
+		}
+		n.stop()
+		m.start(n)
+		t.Logf("%s is reached after %s", n.id.Node.Name, ping(t, other, n, 12*time.Second))
+		ping(t, n, other, time.Second)
+	}
 }
 
 func TestForgedSource(t *testing.T) {

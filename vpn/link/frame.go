@@ -20,9 +20,10 @@ import (
 //	4   tag of the pair and direction, 8 bytes
 //	12  nonce, 24 random bytes
 //	36  sealed with XChaCha20-Poly1305 (additional data: bytes 0 to 12):
-//	      transaction, 8 random bytes chosen by the pinger
-//	      flags, 1 byte: 1 = the pinger's addresses have changed
-//	      7 zero bytes
+//	      transaction, 8 random bytes, the pinger's choice
+//	      flags, 1 byte: 1 = the pinger's addresses have changed; 2 = the sender has no session and wants one
+//	      3 zero bytes
+//	      run, 4 random bytes, chosen when the sender was started: it has no session from before
 //	68  end (16 bytes of the seal included)
 //
 // Keys and tags come from the X25519 secret of both nodes' WireGuard keys by HKDF-SHA256, another for each direction. A
@@ -36,6 +37,7 @@ const (
 	bodySize   = 16
 	frameSize  = headSize + chacha20poly1305.NonceSizeX + bodySize + chacha20poly1305.Overhead
 	flagMoved  = 1
+	flagWant   = 2
 	probeLabel = "mesh probe v1"
 )
 
@@ -46,6 +48,8 @@ type probe struct {
 	kind  byte
 	txid  uint64
 	moved bool
+	want  bool
+	run   uint32
 }
 
 // half is one direction of a pair.
@@ -79,8 +83,12 @@ func (h half) seal(p probe) []byte {
 	var body [bodySize]byte
 	binary.LittleEndian.PutUint64(body[:], p.txid)
 	if p.moved {
-		body[8] = flagMoved
+		body[8] |= flagMoved
 	}
+	if p.want {
+		body[8] |= flagWant
+	}
+	binary.LittleEndian.PutUint32(body[12:], p.run)
 	return h.aead.Seal(b, nonce, body[:], b[:headSize])
 }
 
@@ -101,5 +109,6 @@ func (h half) open(b []byte) (p probe, ok bool) {
 	if _, err := h.aead.Open(body[:0], nonce, b[headSize+len(nonce):], b[:headSize]); err != nil {
 		return p, false
 	}
-	return probe{kind: b[0], txid: binary.LittleEndian.Uint64(body[:]), moved: body[8]&flagMoved != 0}, true
+	return probe{kind: b[0], txid: binary.LittleEndian.Uint64(body[:]), moved: body[8]&flagMoved != 0, want: body[8]&flagWant != 0,
+		run: binary.LittleEndian.Uint32(body[12:])}, true
 }

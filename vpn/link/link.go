@@ -17,6 +17,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -31,9 +33,13 @@ type Link struct {
 	conn.Bind
 	key  *ecdh.PrivateKey
 	self string // its public half in hexadecimal
+	run  uint32 // random, not 0: tells peers of a restart
 
-	poke   chan struct{} // capacity 1: a path wants to be ticked
-	byAddr sync.Map      // netip.AddrPort → *Peer, one address a peer
+	// Handshake, set before Open, makes the engine begin a handshake with the peer of this key (hexadecimal), if it has
+	// begun none in the last five seconds or, with void, in any case: the sessions from before are void. Run calls it.
+	Handshake func(key string, void bool)
+
+	poke chan struct{} // capacity 1: a path wants to be ticked
 
 	mu    sync.RWMutex // guards the maps, not the peers
 	byKey map[string]*Peer
@@ -52,14 +58,19 @@ type Peer struct {
 	best     atomic.Pointer[conn.StdNetEndpoint] // what path.best says
 	lastSend atomic.Int64                        // Unix nanoseconds; carried into the path at its next tick
 	heardAt  atomic.Int64
+	want     atomic.Bool // the engine waits for a session; the leader's engine does so by itself
 
 	mu     sync.Mutex // guards the fields below
 	path   *path
-	parked [][]byte       // the last handshake, while there is nowhere to send it
-	from   netip.AddrPort // where the last authentic probe came from; its key in Link.byAddr
-	init   []byte         // our handshake that waits for an answer
-	initAt time.Time
+	ready  bool      // Set was called: the engine knows the peer
+	lost   bool      // the peer has no session with this node, which leads
+	void   bool      // and has none because it was started anew
+	parked []byte    // the engine's last initiation, until there is a way
+	begun  time.Time // when it made that
 }
+
+// rekeyTimeout is WireGuard's time between two initiations, and until one is repeated.
+const rekeyTimeout = 5 * time.Second
 
 // Status is what is known of the way to a peer.
 type Status struct {
@@ -70,7 +81,7 @@ type Status struct {
 
 // New returns a link over bind for the node with this WireGuard key.
 func New(bind conn.Bind, key *ecdh.PrivateKey) *Link {
-	return &Link{Bind: bind, key: key, self: hex.EncodeToString(key.PublicKey().Bytes()), poke: make(chan struct{}, 1), byKey: map[string]*Peer{}, byTag: map[tag]*Peer{}}
+	return &Link{Bind: bind, key: key, self: hex.EncodeToString(key.PublicKey().Bytes()), run: 1 + rand.Uint32N(math.MaxUint32), poke: make(chan struct{}, 1), byKey: map[string]*Peer{}, byTag: map[tag]*Peer{}}
 }
 
 // Peer makes a node known, or returns it.
@@ -98,22 +109,37 @@ func (l *Link) Forget(p *Peer) {
 	defer l.mu.Unlock()
 	delete(l.byKey, p.key)
 	delete(l.byTag, p.recv.tag)
-	p.mu.Lock()
-	l.byAddr.Delete(p.from)
-	p.mu.Unlock()
 }
 
-// Set says where a peer may be, and whether it is to be kept warm.
+// Set says where a peer may be, and whether it is to be kept warm. The engine must know the peer by then.
 func (p *Peer) Set(addrs []netip.AddrPort, keep bool) {
 	p.mu.Lock()
 	p.path.setKnown(addrs)
 	p.path.keep = keep
+	p.ready = true
 	p.mu.Unlock()
 	p.link.wake()
 }
 
-// Heard notes that the engine has authenticated a packet of the peer.
-func (p *Peer) Heard(now time.Time) { p.heardAt.Store(now.UnixNano()) }
+// Heard notes that the engine has opened a packet of the peer.
+func (p *Peer) Heard(now time.Time) {
+	p.heardAt.Store(now.UnixNano())
+	p.settled()
+}
+
+// settled notes that there is a session.
+func (p *Peer) settled() {
+	if p.want.Load() { // a load is cheaper than a store
+		p.want.Store(false)
+	}
+}
+
+// leads reports whether this node begins the handshakes of the pair: the one with the smaller key does, and the other
+// asks for one in its probes. Were both to begin at once, each would drop the other's answer for rekeyTimeout, and
+// wireguard-go, whose workers take handshakes side by side, might make a session of which the two ends have different
+// keys. For the same reason nothing makes the engine begin one sooner than its own clock allows, except where a peer was
+// restarted: then it has a session, as it believes, and begins none by itself.
+func (p *Peer) leads() bool { return p.link.self < p.key }
 
 // Status returns what is known of the way to the peer.
 func (p *Peer) Status() Status {
@@ -171,13 +197,33 @@ func (l *Link) Run(ctx context.Context) {
 		for _, p := range l.peers() {
 			p.mu.Lock()
 			p.sync()
+			p.path.ask(p.want.Load() && !p.leads())
 			outs, at := p.path.tick(now)
 			p.publish()
-			p.mu.Unlock()
-			p.transmit(outs)
-			if !at.IsZero() && (next.IsZero() || at.Before(next)) {
-				next = at
+			best, parked := p.best.Load(), p.parked
+			if best != nil {
+				p.parked = nil
 			}
+			again, void := p.begun.Add(rekeyTimeout), p.void
+			if void {
+				again = p.begun.Add(rekeyTimeout / 10) // the last one may have been with the new run
+			}
+			begin := p.lost && best != nil && !now.Before(again)
+			if begin {
+				p.lost, p.void = false, false
+			} else if p.lost {
+				at = sooner(at, again)
+			}
+			asking := p.path.asking
+			p.mu.Unlock()
+			p.transmit(outs, asking)
+			if best != nil && parked != nil {
+				l.Bind.Send([][]byte{parked}, best)
+			}
+			if begin {
+				l.Handshake(p.key, void)
+			}
+			next = sooner(next, at)
 		}
 		timer.Stop()
 		if !next.IsZero() {
@@ -202,15 +248,17 @@ func (l *Link) Moved() {
 	for _, p := range l.peers() {
 		p.mu.Lock()
 		p.sync()
-		outs := p.path.moved(now)
+		outs, asking := p.path.moved(now), p.path.asking
 		p.mu.Unlock()
-		p.transmit(outs)
+		p.transmit(outs, asking)
 	}
 	l.wake()
 }
 
-func (p *Peer) transmit(outs []out) {
+// transmit sends probes. They say whether the peer is to begin a handshake.
+func (p *Peer) transmit(outs []out, asking bool) {
 	for _, o := range outs {
+		o.p.want, o.p.run = asking, p.link.run
 		// A candidate that cannot be reached from here is nothing to speak of: it is pinged again.
 		p.link.Bind.Send([][]byte{p.send.seal(o.p)}, &conn.StdNetEndpoint{AddrPort: o.to})
 	}
@@ -224,14 +272,9 @@ func (l *Link) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 			n, err := fn(bufs, sizes, eps)
 			for i := range n {
 				b := bufs[i][:sizes[i]]
-				ep, ok := eps[i].(*conn.StdNetEndpoint)
-				switch {
-				case !ok:
-				case isProbe(b):
+				if ep, ok := eps[i].(*conn.StdNetEndpoint); ok && isProbe(b) {
 					l.probe(b, ep.AddrPort)
 					sizes[i] = 0 // the engine passes it over
-				case isHandshake(b) && l.crossed(b, ep.AddrPort):
-					sizes[i] = 0
 				}
 			}
 			return n, err
@@ -240,40 +283,11 @@ func (l *Link) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	return fns, port, err
 }
 
-// WireGuard's two handshake messages.
+// The first byte of WireGuard's messages.
 const (
-	initiation, initiationSize = 1, 148
-	response, responseSize     = 2, 92
+	initiation = 1
+	response   = 2
 )
-
-func isHandshake(b []byte) bool {
-	return len(b) == initiationSize && b[0] == initiation || len(b) == responseSize && b[0] == response
-}
-
-// crossing is how long after our own handshake another may cross it.
-const crossing = 2 * time.Second
-
-// crossed settles handshakes that both sides have begun at once: WireGuard would drop both answers and begin again after
-// five seconds. The side with the smaller key stays the one that asks: it drops the other's handshake, and repeats its own, in case the other did not know it yet when it came. It reports whether b is dropped.
-func (l *Link) crossed(b []byte, from netip.AddrPort) bool {
-	v, ok := l.byAddr.Load(unmap(from))
-	if !ok {
-		return false
-	}
-	p := v.(*Peer)
-	p.mu.Lock()
-	mine := p.init
-	if b[0] == response || time.Since(p.initAt) > crossing {
-		p.init = nil
-		mine = nil
-	}
-	p.mu.Unlock()
-	if mine == nil || l.self > p.key {
-		return false
-	}
-	l.Bind.Send([][]byte{mine}, &conn.StdNetEndpoint{AddrPort: from})
-	return true
-}
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
@@ -289,66 +303,74 @@ func (l *Link) probe(b []byte, from netip.AddrPort) {
 	if !ok {
 		return
 	}
-	from = unmap(from)
+	now := time.Now()
 	p.mu.Lock()
-	if p.from != from {
-		l.byAddr.Delete(p.from)
-		l.byAddr.Store(from, p)
-		p.from = from
+	if !p.ready {
+		p.mu.Unlock()
+		return // an answer would promise that handshakes are answered too
 	}
 	p.sync()
-	outs := p.path.handle(f, from, time.Now())
-	p.publish()
-	parked := p.parked
-	p.parked = nil
-	p.mu.Unlock()
-	p.transmit(outs)
-	if parked != nil {
-		l.Bind.Send(parked, &conn.StdNetEndpoint{AddrPort: from})
+	outs, wants, anew := p.path.handle(f, unmap(from), now)
+	switch {
+	case anew && !p.leads():
+		p.want.Store(true)
+	case anew:
+		p.lost, p.void = true, true
+	case wants && p.leads() && now.Sub(p.begun) >= rekeyTimeout: // before, it may not have seen the last initiation yet
+		p.lost = true
 	}
+	p.publish()
+	asking := p.path.asking
+	p.mu.Unlock()
+	p.transmit(outs, asking)
 	l.wake()
 }
 
-// Send implements conn.Bind.
+// Send implements conn.Bind. Where there is no way to a peer yet, the engine's packets are lost, as on a cable that is
+// not plugged in, except its last initiation, and Run looks for one.
 func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	p, ok := ep.(*Peer)
 	if !ok {
 		return l.Bind.Send(bufs, ep) // an answer to somebody not authenticated, as a cookie
 	}
-	if len(bufs) == 1 && len(bufs[0]) == initiationSize && bufs[0][0] == initiation {
-		p.mu.Lock()
-		p.init, p.initAt = bytes.Clone(bufs[0]), time.Now()
-		p.mu.Unlock()
+	if len(bufs) == 0 || len(bufs[0]) == 0 {
+		return nil
 	}
-	was := p.lastSend.Swap(time.Now().UnixNano())
-	if best := p.best.Load(); best != nil {
-		if was == 0 || time.Since(time.Unix(0, was)) > silentAfter/2 {
-			l.wake() // so that silence is noticed
+	now := time.Now()
+	was := p.lastSend.Swap(now.UnixNano())
+	best := p.best.Load()
+	kind := bufs[0][0]
+	if best == nil || kind == initiation || now.Sub(time.Unix(0, was)) > silentAfter/2 {
+		defer l.wake() // so that silence is noticed
+	}
+	switch {
+	case kind == initiation && !p.leads():
+		p.want.Store(true)
+		return nil
+	case kind == initiation:
+		p.mu.Lock()
+		p.begun, p.lost, p.void, p.parked = now, false, false, nil
+		if best == nil {
+			p.parked = bytes.Clone(bufs[0])
 		}
+		p.mu.Unlock()
+	case kind == response:
+		p.settled()
+	}
+	if best != nil {
 		return l.deliver(bufs, best)
 	}
-	if len(bufs) == 0 || len(bufs[0]) == 0 || bufs[0][0] > 2 {
-		l.wake()
-		return nil // no way yet, and no session without one
+	if kind != response {
+		return nil
 	}
+	// The peer has found the way here first.
 	p.mu.Lock()
-	p.sync()
-	outs, _ := p.path.tick(time.Now())
-	to := make([]netip.AddrPort, 0, maxCandidates)
-	for a := range p.path.cands {
-		to = append(to, a)
-	}
-	if p.parked = nil; len(to) == 0 {
-		for _, b := range bufs {
-			p.parked = append(p.parked, bytes.Clone(b))
-		}
-	}
+	outs := p.path.pingAll(now, false)
 	p.mu.Unlock()
-	p.transmit(outs) // first, so that whoever gets the handshake knows where to answer it
-	for _, a := range to {
-		l.Bind.Send(bufs, &conn.StdNetEndpoint{AddrPort: a})
+	p.transmit(outs, false)
+	for _, o := range outs {
+		l.deliver(bufs, &conn.StdNetEndpoint{AddrPort: o.to})
 	}
-	l.wake()
 	return nil
 }
 
