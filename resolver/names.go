@@ -65,6 +65,20 @@ func CheckLabels(name string) error {
 	return nil
 }
 
+// CheckGroup reports whether a group's name may belong to its owner, by the rules of hosts' names, and whether its members
+// can be names of hosts, relative to the zone, and of other groups ("@name"). A member need not exist.
+func CheckGroup(g Group) error {
+	if err := CheckName(g.Name, g.Owner); err != nil {
+		return fmt.Errorf("group %w", err)
+	}
+	for _, m := range g.Members {
+		if err := CheckLabels(strings.TrimPrefix(m, "@")); err != nil {
+			return fmt.Errorf("group %s: member %q: %w", g.Name, m, err)
+		}
+	}
+	return nil
+}
+
 // checkAddrs reports whether a static host may have these addresses: in the mesh's prefixes, and nobody's network or
 // broadcast address.
 func checkAddrs(addrs []netip.Addr, prefixes []netip.Prefix) error {
