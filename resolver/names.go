@@ -97,6 +97,13 @@ func checkAddrs(addrs []netip.Addr, prefixes []netip.Prefix) error {
 	return nil
 }
 
+// maxNames bounds the bytes of all forms of a host's names, with one more for each: what a record of the snapshot has room
+// for beside 64 addresses (docs/snapshot.md).
+const maxNames = 4096 - 24 - 64*16
+
+// namesSize is what a name adds to that: its full and its short form.
+func namesSize(name, zone string) int { return 2*len(name) + len(zone) + 3 }
+
 // ErrTaken is wrapped by the errors of names and addresses that somebody else holds.
 var ErrTaken = errors.New("taken")
 

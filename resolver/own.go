@@ -134,6 +134,13 @@ func (r *Resolver) AddHost(ctx context.Context, h Host) (landed bool, err error)
 			return false, fmt.Errorf("the name %s is %w: it belongs to %s", n, ErrTaken, other.Owner)
 		}
 	}
+	size := 0
+	for _, n := range append([]string{h.Name}, h.Aliases...) {
+		size += namesSize(n, r.cfg.Zone)
+	}
+	if size > maxNames {
+		return false, fmt.Errorf("%s has too many aliases: %d bytes in all their forms, at most %d", h.Name, size, maxNames)
+	}
 	if err := checkAddrs(h.Addrs, r.cfg.Prefixes); err != nil {
 		return false, err
 	}

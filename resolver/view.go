@@ -133,8 +133,12 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 		taken[h.Name] = h.Owner
 		h.Aliases = nil
 		h.Node = false
+		size := namesSize(h.Name, zone)
 		for _, al := range s.Aliases {
 			err := CheckName(al, h.Owner)
+			if size += namesSize(al, zone); err == nil && size > maxNames {
+				err = fmt.Errorf("%s has more aliases than a host may have: %d bytes in all forms, at most %d", h.Name, size, maxNames)
+			}
 			if by, dup := taken[al]; err == nil && dup {
 				err = fmt.Errorf("the alias is %w: it belongs to %s", ErrTaken, by)
 			}
