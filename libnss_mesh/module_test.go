@@ -67,7 +67,12 @@ func content() nss.Set {
 	for i := range 64 {
 		many.Addrs = append(many.Addrs, netip.AddrFrom4([4]byte{10, 11, 0, byte(100 + i)}))
 	}
-	return nss.Set{Created: time.Unix(1, 0), Hosts: []nss.Host{
+	crowd := nss.Group{Name: "crowd"}
+	for i := range 500 {
+		crowd.Members = append(crowd.Members, fmt.Sprintf("host%d.mesh.internal", i))
+	}
+	groups := []nss.Group{{Name: "friends", Members: []string{"bkero.mesh.internal", "bkero"}}, crowd, {Name: "empty"}}
+	return nss.Set{Created: time.Unix(1, 0), Groups: groups, Hosts: []nss.Host{
 		{Name: "bkero.mesh.internal", Aliases: []string{"bkero"}, Addrs: []netip.Addr{netip.MustParseAddr("10.11.0.2"), netip.MustParseAddr("fd00::2")}},
 		{Name: "v4.mesh.internal", Aliases: []string{"v4"}, Addrs: []netip.Addr{netip.MustParseAddr("10.11.0.3")}}, many}}
 }
@@ -85,6 +90,7 @@ func TestUnnoticed(t *testing.T) { m, _, h := files(t); run(t, h, m, "unnoticed"
 func TestFork(t *testing.T)      { m, _, h := files(t); run(t, h, m, "fork") }
 func TestERANGE(t *testing.T)    { m, _, h := files(t); run(t, h, m, "erange") }
 func TestContract(t *testing.T)  { m, _, h := files(t); run(t, h, m, "contract") }
+func TestNetgroup(t *testing.T)  { m, _, h := files(t); run(t, h, m, "netgroup") }
 
 func TestNoFile(t *testing.T) {
 	m, s, h := files(t)
@@ -119,7 +125,7 @@ func TestPrograms(t *testing.T) {
 	script := fmt.Sprintf(`set -e
 mkdir -p %[1]s/ov && mount -t tmpfs tmpfs %[1]s/ov && mkdir %[1]s/ov/u %[1]s/ov/w && cp %[1]s/shipped/libnss_mesh.so.2 %[1]s/ov/u
 mount -t overlay overlay -o lowerdir=%[2]s,upperdir=%[1]s/ov/u,workdir=%[1]s/ov/w %[2]s
-sed 's/^hosts:.*/hosts: files mesh/' /etc/nsswitch.conf >%[1]s/nsswitch.conf && mount --bind %[1]s/nsswitch.conf /etc/nsswitch.conf
+sed 's/^hosts:.*/hosts: files mesh/; s/^netgroup:.*/netgroup: files mesh/' /etc/nsswitch.conf >%[1]s/nsswitch.conf && mount --bind %[1]s/nsswitch.conf /etc/nsswitch.conf
 mkdir -p %[1]s/run && mount -t tmpfs tmpfs /run && mkdir /run/mesh && cp %[1]s/installed.db /run/mesh/hosts.db
 exec "$@"`, d, lib)
 	in := func(args ...string) string {
@@ -142,6 +148,8 @@ exec "$@"`, d, lib)
 		{"getent hosts fd00::2", []string{"fd00::2         bkero.mesh.internal bkero"}},
 		{"getent hosts", []string{"bkero.mesh.internal bkero", "v4.mesh.internal v4", "many.mesh.internal many"}},
 		{"getent hosts nobody", []string{"[exit status 2]"}},
+		{"getent netgroup friends", []string{"(bkero.mesh.internal,-,) (bkero,-,)"}},
+		{"getent netgroup nobody", []string{"[exit status 2]"}},
 		{"getent ahosts localhost", []string{"127.0.0.1"}},
 	} {
 		got := in(strings.Fields(c.cmd)...)

@@ -9,31 +9,25 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
-#include <nss.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
+
+#include "mesh.h"
 
 #ifndef MESH_SNAPSHOT
 #define MESH_SNAPSHOT "/run/mesh/hosts.db"
 #endif
 
-#define EXPORT __attribute__((visibility("default")))
-
-// The same layout as leaf.Result.
-struct result {
-	uint64_t record;
-	unsigned char line[64];
-	unsigned char buf[4096];
-};
-
-enum { KIND_NAME = 0, KIND_NEXT = 1 };
-enum { HEAD = 24 }; // leaf.RecordHead
-
 typedef int find_fn(const char *path, const void *key, uint64_t n, uint64_t kind, struct result *r);
 find_fn *mesh_leaf_find; // set by meshnss_init
 
-// A record that leaf has checked.
+enum nss_status mesh_find(const void *key, size_t n, uint64_t kind, struct result *r)
+{
+	int saved = errno, rc = mesh_leaf_find ? mesh_leaf_find(MESH_SNAPSHOT, key, n, kind, r) : -1;
+	errno = saved;
+	return rc == 1 ? NSS_STATUS_SUCCESS : rc == 0 ? NSS_STATUS_NOTFOUND : NSS_STATUS_UNAVAIL;
+}
+
+// A host's record that leaf has checked.
 struct rec {
 	const unsigned char *a4, *a6, *names;
 	unsigned n4, n6, nnames;
@@ -42,15 +36,14 @@ struct rec {
 // find returns the status of a look-up and, on success, its record.
 static enum nss_status find(const void *key, size_t n, uint64_t kind, struct result *r, struct rec *rec, int *errnop, int *h_errnop)
 {
-	int saved = errno, rc = mesh_leaf_find ? mesh_leaf_find(MESH_SNAPSHOT, key, n, kind, r) : -1;
-	errno = saved;
-	if (rc != 1) {
+	enum nss_status st = mesh_find(key, n, kind, r);
+	if (st != NSS_STATUS_SUCCESS) {
 		*errnop = ENOENT;
-		*h_errnop = rc == 0 ? HOST_NOT_FOUND : NO_RECOVERY;
-		return rc == 0 ? NSS_STATUS_NOTFOUND : NSS_STATUS_UNAVAIL;
+		*h_errnop = st == NSS_STATUS_NOTFOUND ? HOST_NOT_FOUND : NO_RECOVERY;
+		return st;
 	}
 	const unsigned char *p = r->buf + r->record;
-	*rec = (struct rec){.n4 = p[14], .n6 = p[15], .nnames = p[12] | p[13] << 8, .a4 = p + HEAD};
+	*rec = (struct rec){.n4 = p[14], .n6 = p[15], .nnames = p[12] | p[13] << 8, .a4 = p + RECORD_HEAD};
 	rec->a6 = rec->a4 + 4 * rec->n4;
 	rec->names = rec->a6 + 16 * rec->n6;
 	return NSS_STATUS_SUCCESS;
@@ -61,7 +54,7 @@ static enum nss_status find_name(const char *name, struct result *r, struct rec 
 	size_t n = strnlen(name, 256);
 	if (n > 0 && name[n - 1] == '.')
 		n--;
-	if (n == 0 || n > 253) {
+	if (n == 0 || n > NAME_MAX_) {
 		*errnop = ENOENT;
 		*h_errnop = HOST_NOT_FOUND;
 		return NSS_STATUS_NOTFOUND;
@@ -275,7 +268,7 @@ EXPORT enum nss_status _nss_mesh_gethostent_r(struct hostent *he, char *buf, siz
 		second = 1;
 	} else {
 		second = 0;
-		position = at;
+		position = r.next;
 	}
 	return st;
 }

@@ -8,12 +8,10 @@
 package nss
 
 import (
-	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -34,9 +32,16 @@ type Host struct {
 	Addrs   []netip.Addr // IPv4 addresses are given before IPv6 ones
 }
 
+// Group is one group of hosts, a netgroup.
+type Group struct {
+	Name    string   // in lower case
+	Members []string // host names, each in every form that a program may ask for
+}
+
 // Set is the content of a snapshot.
 type Set struct {
 	Hosts    []Host
+	Groups   []Group
 	Created  time.Time // to the nanosecond
 	Revision int64     // of what the names were taken from
 }
@@ -44,52 +49,29 @@ type Set struct {
 var le = binary.LittleEndian
 
 // Encode makes a snapshot. Of several hosts with one name the first has it; an address leads back to the first host
-// that has it. It fails where a host does not fit the format.
+// that has it. It fails where a host or a group does not fit the format. It needs about 400 bytes for each name.
 func Encode(s Set) ([]byte, error) {
-	names, addrs := map[string]int{}, map[netip.Addr]int{}
-	for i, h := range s.Hosts {
-		for _, n := range append([]string{h.Name}, h.Aliases...) {
-			if err := checkName(n); err != nil {
-				return nil, err
-			}
-			if _, ok := names[n]; !ok {
-				names[n] = i
-			}
-		}
-		for _, a := range h.Addrs {
-			if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
-				return nil, fmt.Errorf("host %s: address %q cannot be in a snapshot", h.Name, a)
-			}
-			if _, ok := addrs[a]; !ok {
-				addrs[a] = i
-			}
-		}
+	e := encoder{set: s, names: make(map[string]int32, 2*len(s.Hosts)), addrs: make(map[netip.Addr]int32, 2*len(s.Hosts))}
+	if err := e.gather(); err != nil {
+		return nil, err
 	}
-	var seed [8]byte
-	rand.Read(seed[:]) // so that nobody can choose names that collide
-	for lines := 1; lines <= 1<<28; lines *= 2 {
-		e := encoder{set: s, seed: le.Uint64(seed[:]), names: names, addrs: addrs,
-			nameLines: lines * linesFor(len(names)), addrLines: lines * linesFor(len(addrs))}
-		b, err := e.encode()
-		if !errors.Is(err, errFull) {
-			return b, err
+	// Too long a chain is a matter of luck, of more buckets less: a small mesh may need another seed, not more room.
+	for try := range 64 {
+		var seed [8]byte
+		rand.Read(seed[:]) // so that nobody can choose names that collide
+		e.seed = le.Uint64(seed[:])
+		if b, ok := e.encode(1 + float64(try)/8); ok {
+			return b, nil
 		}
 	}
 	return nil, errors.New("the names do not spread over any index: this cannot happen by chance")
 }
 
-// linesFor is the power of two at which n slots fill at most half of an index.
-func linesFor(n int) int {
-	return 1 << bits.Len(uint(2*n/leaf.LineSlots))
-}
-
-var errFull = errors.New("a chain of the index is too long")
-
 func checkName(n string) error {
 	if n == "" || len(n) > 253 {
 		return fmt.Errorf("name %q is empty or longer than 253 bytes", n)
 	}
-	for _, l := range strings.Split(n, ".") {
+	for l := range strings.SplitSeq(n, ".") {
 		if l == "" || len(l) > 63 {
 			return fmt.Errorf("name %q has an empty label or one of over 63 bytes", n)
 		}
@@ -102,75 +84,203 @@ func checkName(n string) error {
 	return nil
 }
 
+// The shape of an index.
+const (
+	slotsUsed = 3   // of a bucket's seven, on average
+	bucket    = 384 // bytes, in a file too large for one read: a line and room for some four copies
+	copyRoom  = (bucket - leaf.LineSize) * 3 / 4
+	maxCopy   = 224 // bytes of a record worth a copy beside its slots
+)
+
+// encoder makes one snapshot.
 type encoder struct {
-	set                  Set
-	seed                 uint64
-	names                map[string]int
-	addrs                map[netip.Addr]int
-	nameLines, addrLines int
+	set   Set
+	names map[string]int32 // host by name
+	addrs map[netip.Addr]int32
+
+	hostBytes, groupBytes, copyBytes int
+	seed                             uint64
 }
 
-func (e *encoder) encode() ([]byte, error) {
-	nameOff := leaf.HeaderSize
-	addrOff := nameOff + e.nameLines*leaf.LineSize
-	recOff := addrOff + e.addrLines*leaf.LineSize
-	b := make([]byte, recOff, recOff+len(e.set.Hosts)*96)
-	at := make([]uint32, len(e.set.Hosts)) // offset/8 of each host's record
+// gather finds out which host each name and each address leads to, and how much room the records take.
+func (e *encoder) gather() error {
 	for i, h := range e.set.Hosts {
-		at[i] = uint32(len(b) / 8)
+		for j := range 1 + len(h.Aliases) {
+			n := h.name(j)
+			if err := checkName(n); err != nil {
+				return err
+			}
+			if _, ok := e.names[n]; !ok {
+				e.names[n] = int32(i)
+			}
+		}
+		for _, a := range h.Addrs {
+			if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+				return fmt.Errorf("host %s: address %q cannot be in a snapshot", h.Name, a)
+			}
+			if _, ok := e.addrs[a]; !ok {
+				e.addrs[a] = int32(i)
+			}
+		}
+	}
+	var r []byte
+	for i, h := range e.set.Hosts {
+		r = e.appendHost(r[:0], i)
+		if n4, n6 := int(r[14]), int(r[15]); len(r) > leaf.MaxRecord || len(h.Addrs) > 2*MaxAddrs || n4 > MaxAddrs || n6 > MaxAddrs {
+			return fmt.Errorf("host %s has too many addresses (%d; at most %d of a family) or names (%d) for a record of %d bytes",
+				h.Name, len(h.Addrs), MaxAddrs, le.Uint16(r[12:]), leaf.MaxRecord)
+		}
+		e.hostBytes += len(r)
+		if len(r) <= maxCopy {
+			e.copyBytes += len(r) * int(le.Uint16(r[12:]))
+		}
+	}
+	seen := map[string]bool{}
+	for _, g := range e.set.Groups {
+		for _, n := range append([]string{g.Name}, g.Members...) {
+			if err := checkName(n); err != nil {
+				return fmt.Errorf("group %s: %w", g.Name, err)
+			}
+		}
+		if seen[g.Name] {
+			return fmt.Errorf("group %s is there twice", g.Name)
+		}
+		seen[g.Name] = true
+		e.groupBytes += len(appendGroup(nil, g))
+	}
+	return nil
+}
+
+// name is the j-th of a host's names.
+func (h *Host) name(j int) string {
+	if j == 0 {
+		return h.Name
+	}
+	return h.Aliases[j-1]
+}
+
+// leads reports whether the j-th name of host i is one that a record lists: only names that lead there, and each once,
+// so that what a program is shown is what it would find. The canonical name is always listed.
+func (e *encoder) leads(i, j int) bool {
+	h := &e.set.Hosts[i]
+	n := h.name(j)
+	return j == 0 || e.names[n] == int32(i) && n != h.Name && !slices.Contains(h.Aliases[:j-1], n)
+}
+
+// appendHost appends the record of host i without its checksum.
+func (e *encoder) appendHost(b []byte, i int) []byte {
+	h := &e.set.Hosts[i]
+	start := len(b)
+	b = append(b, make([]byte, leaf.RecordHead)...)
+	var n4, n6, names int
+	for _, a := range h.Addrs {
+		if a.Is4() {
+			v4 := a.As4()
+			b = append(b, v4[:]...)
+			n4++
+		}
+	}
+	for _, a := range h.Addrs {
+		if a.Is6() {
+			v6 := a.As16()
+			b = append(b, v6[:]...)
+			n6++
+		}
+	}
+	for j := range 1 + len(h.Aliases) {
+		if e.leads(i, j) {
+			n := h.name(j)
+			b = append(append(b, byte(len(n))), n...)
+			names++
+		}
+	}
+	return endRecord(b, start, names, n4, n6, leaf.RecordHost)
+}
+
+// appendGroup appends a group's record, or as many as it takes, without their checksums.
+func appendGroup(b []byte, g Group) []byte {
+	rest := g.Members
+	for first := true; first || len(rest) > 0; first = false {
 		start := len(b)
 		b = append(b, make([]byte, leaf.RecordHead)...)
-		var n4, n6 int
-		for _, a := range h.Addrs {
-			if a.Is4() {
-				b = append(b, a.AsSlice()...)
-				n4++
-			}
+		b = append(append(b, byte(len(g.Name))), g.Name...)
+		names := 1
+		for len(rest) > 0 && len(b)-start+1+len(rest[0]) <= leaf.MaxRecord {
+			b = append(append(b, byte(len(rest[0]))), rest[0]...)
+			rest = rest[1:]
+			names++
 		}
-		for _, a := range h.Addrs {
-			if a.Is6() {
-				b = append(b, a.AsSlice()...)
-				n6++
-			}
+		b = endRecord(b, start, names, 0, 0, leaf.RecordGroup)
+		if len(rest) > 0 {
+			b[start+17] = 1
 		}
-		// Only names that lead here, and each once, so that what a program is shown is what it would find.
-		count := 0
-		list := append([]string{h.Name}, h.Aliases...)
-		for j, n := range list {
-			if j == 0 || e.names[n] == i && !slices.Contains(list[:j], n) {
-				b = append(append(b, byte(len(n))), n...)
-				count++
-			}
-		}
-		for len(b)%8 != 0 {
-			b = append(b, 0)
-		}
-		r := b[start:]
-		if len(r) > leaf.MaxRecord || n4 > MaxAddrs || n6 > MaxAddrs {
-			return nil, fmt.Errorf("host %s has too many addresses (%d IPv4, %d IPv6; at most %d each) or names (%d) for a record of %d bytes",
-				h.Name, n4, n6, MaxAddrs, count, leaf.MaxRecord)
-		}
-		le.PutUint32(r[8:], uint32(len(r)))
-		le.PutUint16(r[12:], uint16(count))
-		r[14], r[15] = byte(n4), byte(n6)
-		le.PutUint64(r, leaf.Sum(r[8:], e.seed, uint64(start)))
 	}
-	end := len(b)
-	names, addrs := b[nameOff:addrOff], b[addrOff:recOff]
-	for n, i := range e.names {
-		if !insert(names, leaf.Hash([]byte(n), leaf.Name, e.seed), at[i]) {
-			return nil, errFull
+	return b
+}
+
+// endRecord pads the record that begins at start and fills its head, except the checksum.
+func endRecord(b []byte, start, names, n4, n6 int, kind byte) []byte {
+	for len(b)%8 != 0 {
+		b = append(b, 0)
+	}
+	r := b[start:]
+	le.PutUint32(r[8:], uint32(len(r)))
+	le.PutUint16(r[12:], uint16(names))
+	r[14], r[15], r[16] = byte(n4), byte(n6), kind
+	return b
+}
+
+// encode makes the file. It reports false where a chain of an index is too long; spread says how much roomier than
+// usual the indexes are.
+func (e *encoder) encode(spread float64) ([]byte, bool) {
+	keys := len(e.names) + len(e.set.Groups)
+	buckets := func(n int) int { return max(1, int(spread*float64(n)/slotsUsed)+1) }
+	nameBuckets, addrBuckets, stride := buckets(keys), buckets(len(e.addrs)), leaf.LineSize
+	if leaf.HeaderSize+(nameBuckets+addrBuckets)*leaf.LineSize+e.hostBytes+e.groupBytes > leaf.MaxRecord {
+		stride = bucket
+		nameBuckets = max(nameBuckets, int(spread*float64(e.copyBytes)/copyRoom))
+	}
+	namesAt := leaf.HeaderSize
+	addrsAt := namesAt + nameBuckets*stride
+	hostsAt := addrsAt + addrBuckets*leaf.LineSize
+	groupsAt := hostsAt + e.hostBytes
+	b := make([]byte, hostsAt, groupsAt+e.groupBytes)
+
+	at := make([]uint32, len(e.set.Hosts)) // offset/8 of each host's record
+	for i := range e.set.Hosts {
+		at[i] = uint32(len(b) / 8)
+		b = e.appendHost(b, i)
+	}
+	names, addrs := b[namesAt:addrsAt], b[addrsAt:hostsAt]
+	ok := true
+	for i := range e.set.Hosts {
+		h := &e.set.Hosts[i]
+		for j := range 1 + len(h.Aliases) {
+			if n := h.name(j); e.names[n] == int32(i) && e.leads(i, j) {
+				ok = ok && insert(names, stride, leaf.Hash([]byte(n), leaf.Name, e.seed), at[i])
+			}
 		}
+	}
+	for _, g := range e.set.Groups {
+		ok = ok && insert(names, stride, leaf.Hash([]byte(g.Name), leaf.Group, e.seed), uint32(len(b)/8))
+		b = appendGroup(b, g)
 	}
 	for a, i := range e.addrs {
 		key := a.AsSlice()
-		if !insert(addrs, leaf.Hash(key, uintptr(len(key)), e.seed), at[i]) {
-			return nil, errFull
-		}
+		ok = ok && insert(addrs, leaf.LineSize, leaf.Hash(key, uintptr(len(key)), e.seed), at[i])
 	}
-	for off := nameOff; off < recOff; off += leaf.LineSize {
-		l := b[off : off+leaf.LineSize]
-		le.PutUint64(l[leaf.LineSize-8:], leaf.Sum(l[:leaf.LineSize-8], e.seed, uint64(off)))
+	if !ok || crowded(names, stride) || crowded(addrs, leaf.LineSize) {
+		return nil, false
+	}
+	for off := hostsAt; off < len(b); off += int(le.Uint32(b[off+8:])) {
+		e.seal(b, off)
+	}
+	for off := namesAt; off < addrsAt; off += stride {
+		e.addCopies(b, off, stride, groupsAt)
+		e.sealLine(b, off)
+	}
+	for off := addrsAt; off < hostsAt; off += leaf.LineSize {
+		e.sealLine(b, off)
 	}
 	h := b[:leaf.HeaderSize]
 	le.PutUint64(h[0:], leaf.Magic)
@@ -180,23 +290,67 @@ func (e *encoder) encode() ([]byte, error) {
 	le.PutUint64(h[24:], uint64(e.set.Created.UnixNano()))
 	le.PutUint64(h[32:], uint64(e.set.Revision))
 	le.PutUint64(h[40:], e.seed)
-	le.PutUint32(h[48:], uint32(e.nameLines))
-	le.PutUint32(h[52:], uint32(e.addrLines))
+	le.PutUint32(h[48:], uint32(nameBuckets))
+	le.PutUint32(h[52:], uint32(addrBuckets))
 	le.PutUint32(h[56:], uint32(len(e.set.Hosts)))
-	le.PutUint32(h[60:], uint32(len(e.names)))
-	le.PutUint64(h[64:], uint64(nameOff))
-	le.PutUint64(h[72:], uint64(addrOff))
-	le.PutUint64(h[80:], uint64(recOff))
-	le.PutUint64(h[88:], uint64(end))
+	le.PutUint32(h[60:], uint32(keys))
+	le.PutUint64(h[64:], uint64(namesAt))
+	le.PutUint64(h[72:], uint64(addrsAt))
+	le.PutUint64(h[80:], uint64(hostsAt))
+	le.PutUint64(h[88:], uint64(groupsAt))
+	le.PutUint64(h[96:], uint64(len(b)))
+	le.PutUint32(h[104:], uint32(len(e.set.Groups)))
+	le.PutUint32(h[108:], uint32(stride))
 	le.PutUint64(h[leaf.HeaderSize-8:], leaf.Sum(h[:leaf.HeaderSize-8], e.seed, 0))
-	return b, nil
+	return b, true
 }
 
-// insert puts a slot into the first line with room from the hash's own on, and reports whether there is one.
-func insert(index []byte, hash uint64, at uint32) bool {
-	lines := len(index) / leaf.LineSize
-	for p := range leaf.MaxProbe {
-		l := index[(int(hash>>32)+p)&(lines-1)*leaf.LineSize:]
+// seal writes the checksum of the record at off.
+func (e *encoder) seal(b []byte, off int) {
+	r := b[off:][:le.Uint32(b[off+8:])]
+	le.PutUint64(r, leaf.Sum(r[8:], e.seed, uint64(off)))
+}
+
+// sealLine writes the checksum of the line at off.
+func (e *encoder) sealLine(b []byte, off int) {
+	l := b[off:][:leaf.LineSize]
+	le.PutUint64(l[leaf.LineSize-8:], leaf.Sum(l[:leaf.LineSize-8], e.seed, uint64(off)))
+}
+
+// addCopies puts copies of the hosts' records that the bucket at off leads to behind its line, as far as there is room.
+func (e *encoder) addCopies(b []byte, off, stride, groupsAt int) {
+	free, end := off+leaf.LineSize, off+stride
+	var from, to [leaf.LineSlots]uint32 // a host may be in a bucket by several names
+	n := 0
+	for s := range leaf.LineSlots {
+		slot := b[off+s*8+4:]
+		at := le.Uint32(slot)
+		if at == 0 || int(at)*8 >= groupsAt {
+			continue
+		}
+		if i := slices.Index(from[:n], at); i >= 0 {
+			le.PutUint32(slot, to[i])
+			continue
+		}
+		r := b[int(at)*8:][:le.Uint32(b[int(at)*8+8:])]
+		if len(r) > maxCopy || len(r) > end-free {
+			continue
+		}
+		copy(b[free:], r)
+		e.seal(b, free)
+		from[n], to[n] = at, uint32(free/8)
+		le.PutUint32(slot, to[n])
+		n++
+		free += len(r)
+	}
+}
+
+// insert puts a slot into the first bucket with room from the hash's own on, and reports whether there is one.
+func insert(index []byte, stride int, hash uint64, at uint32) bool {
+	n := len(index) / stride
+	first := int((hash >> 32) * uint64(n) >> 32)
+	for p := range min(leaf.MaxProbe, n) {
+		l := index[(first+p)%n*stride:]
 		for s := range leaf.LineSlots {
 			if le.Uint32(l[s*8+4:]) == 0 {
 				le.PutUint32(l[s*8:], uint32(hash))
@@ -204,8 +358,19 @@ func insert(index []byte, hash uint64, at uint32) bool {
 				return true
 			}
 		}
-		if lines == 1 {
-			break
+	}
+	return false
+}
+
+// crowded reports whether a look-up of a name that is not there might find no empty slot in the buckets it may read.
+func crowded(index []byte, stride int) bool {
+	n := len(index) / stride
+	full := 0
+	for i := range n + leaf.MaxProbe - 1 {
+		if le.Uint32(index[i%n*stride+leaf.LineSize-12:]) == 0 {
+			full = 0
+		} else if full++; full == leaf.MaxProbe {
+			return true
 		}
 	}
 	return false
@@ -255,15 +420,16 @@ func Decode(b []byte) (Set, error) {
 	if v := le.Uint32(b[8:]); v != leaf.Version {
 		return Set{}, fmt.Errorf("the format is version %d, this program reads version %d", v, leaf.Version)
 	}
-	seed, rec, end := le.Uint64(b[40:]), le.Uint64(b[80:]), le.Uint64(b[88:])
+	seed, hosts, groups, end := le.Uint64(b[40:]), le.Uint64(b[80:]), le.Uint64(b[88:]), le.Uint64(b[96:])
 	if leaf.Sum(b[:leaf.HeaderSize-8], seed, 0) != le.Uint64(b[leaf.HeaderSize-8:]) {
 		return Set{}, errors.New("the header is damaged")
 	}
-	if le.Uint64(b[16:]) != uint64(len(b)) || end > uint64(len(b)) || rec > end || rec%8 != 0 {
+	if le.Uint64(b[16:]) != uint64(len(b)) || end > uint64(len(b)) || groups > end || hosts > groups || hosts%8 != 0 {
 		return Set{}, fmt.Errorf("the file has %d bytes, not the %d that it was written with", len(b), le.Uint64(b[16:]))
 	}
 	s := Set{Created: time.Unix(0, int64(le.Uint64(b[24:]))), Revision: int64(le.Uint64(b[32:]))}
-	for off := rec; off < end; {
+	more := false
+	for off := hosts; off < end; {
 		bad := fmt.Errorf("the record at byte %d is damaged", off)
 		if end-off < leaf.RecordHead {
 			return Set{}, bad
@@ -277,18 +443,30 @@ func Decode(b []byte) (Set, error) {
 			return Set{}, bad
 		}
 		h, ok := decodeRecord(r)
-		if !ok {
+		switch kind := r[16]; {
+		case !ok, off < groups && kind != leaf.RecordHost, off >= groups && kind != leaf.RecordGroup:
 			return Set{}, bad
+		case kind == leaf.RecordHost:
+			s.Hosts = append(s.Hosts, h)
+		case more && s.Groups[len(s.Groups)-1].Name != h.Name:
+			return Set{}, bad
+		case more:
+			g := &s.Groups[len(s.Groups)-1]
+			g.Members = append(g.Members, h.Aliases...)
+		default:
+			s.Groups = append(s.Groups, Group{h.Name, h.Aliases})
 		}
-		s.Hosts = append(s.Hosts, h)
+		more = r[17] != 0
 		off += size
 	}
-	if uint32(len(s.Hosts)) != le.Uint32(b[56:]) {
-		return Set{}, fmt.Errorf("the file has %d hosts, not the %d that it was written with", len(s.Hosts), le.Uint32(b[56:]))
+	if uint32(len(s.Hosts)) != le.Uint32(b[56:]) || uint32(len(s.Groups)) != le.Uint32(b[104:]) || more {
+		return Set{}, fmt.Errorf("the file has %d hosts and %d groups, not the %d and %d that it was written with",
+			len(s.Hosts), len(s.Groups), le.Uint32(b[56:]), le.Uint32(b[104:]))
 	}
 	return s, nil
 }
 
+// decodeRecord reads a record; a group's members are the aliases.
 func decodeRecord(r []byte) (h Host, ok bool) {
 	names, n4, n6 := int(le.Uint16(r[12:])), int(r[14]), int(r[15])
 	rest := r[leaf.RecordHead:]
@@ -338,7 +516,7 @@ func LookupName(path, name string) (h Host, ok bool, err error) {
 	if name == "" || len(name) > 253 {
 		return h, false, nil
 	}
-	return lookup(path, []byte(name), leaf.Name)
+	return lookup(path, []byte(name), leaf.Name, new(leaf.Result))
 }
 
 // LookupAddr finds the host that an address leads back to.
@@ -347,18 +525,37 @@ func LookupAddr(path string, a netip.Addr) (h Host, ok bool, err error) {
 	if key == nil {
 		return h, false, nil
 	}
-	return lookup(path, key, uintptr(len(key)))
+	return lookup(path, key, uintptr(len(key)), new(leaf.Result))
 }
 
-func lookup(path string, key []byte, kind uintptr) (h Host, ok bool, err error) {
+// LookupGroup finds a group as libnss_mesh does.
+func LookupGroup(path, name string) (g Group, ok bool, err error) {
+	if name == "" || len(name) > 253 {
+		return g, false, nil
+	}
 	var r leaf.Result
-	rec, status := leaf.Lookup(path, key, kind, &r)
+	for range 3 { // the file may be replaced between two records
+		h, ok, err := lookup(path, []byte(name), leaf.Group, &r)
+		g, seed := Group{h.Name, h.Aliases}, r.Seed
+		for ok && err == nil && r.Seed == seed && r.Buf[r.Record+17] != 0 {
+			h, ok, err = lookup(path, le.AppendUint64(nil, r.Next), leaf.Next, &r)
+			g.Members = append(g.Members, h.Aliases...)
+		}
+		if r.Seed == seed || err != nil || !ok {
+			return g, ok, err
+		}
+	}
+	return g, false, fmt.Errorf("%s: %w", path, ErrUnavailable)
+}
+
+func lookup(path string, key []byte, kind uintptr, r *leaf.Result) (h Host, ok bool, err error) {
+	rec, status := leaf.Lookup(path, key, kind, r)
 	switch status {
 	case leaf.Absent:
 		return h, false, nil
 	case leaf.Unavailable:
 		return h, false, fmt.Errorf("%s: %w", path, ErrUnavailable)
 	}
-	h, ok = decodeRecord(bytes.Clone(rec))
+	h, ok = decodeRecord(rec)
 	return h, ok, nil
 }

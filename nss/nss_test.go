@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"mesh.internal/mesh/nss/leaf"
 )
 
 func set(n int) Set {
@@ -66,6 +68,64 @@ func TestLookup(t *testing.T) {
 		if g, ok, err := LookupAddr(p, netip.MustParseAddr("192.0.2.1")); ok || err != nil {
 			t.Fatal(g, err)
 		}
+	}
+}
+
+func TestGroups(t *testing.T) {
+	for _, hosts := range []int{0, 2, 100} {
+		s := set(hosts)
+		for _, members := range []int{0, 1, 100, 1000} {
+			g := Group{Name: fmt.Sprintf("group%d", members)}
+			for i := range members {
+				g.Members = append(g.Members, fmt.Sprintf("host%d.mesh.internal", i))
+			}
+			s.Groups = append(s.Groups, g)
+		}
+		p := write(t, s)
+		if got, err := ReadFile(p); err != nil || !reflect.DeepEqual(got.Groups, s.Groups) || len(got.Hosts) != hosts {
+			t.Fatalf("%d hosts: read %d hosts, %d groups, %v", hosts, len(got.Hosts), len(got.Groups), err)
+		}
+		for _, g := range s.Groups {
+			if got, ok, err := LookupGroup(p, strings.ToUpper(g.Name)); !ok || err != nil || !reflect.DeepEqual(got, g) {
+				t.Errorf("%s: %d members, %v, %v", g.Name, len(got.Members), ok, err)
+			}
+			if _, ok, err := LookupName(p, g.Name); ok || err != nil {
+				t.Errorf("%s is a host too, %v", g.Name, err)
+			}
+		}
+		if _, ok, err := LookupGroup(p, "host1"); ok || err != nil {
+			t.Errorf("a host is a group too, %v", err)
+		}
+	}
+}
+
+// TestBounds holds what a look-up costs to what docs/snapshot.md promises: copies beside most names of a large
+// mesh, and a small one in one read.
+func TestBounds(t *testing.T) {
+	b, err := Encode(set(20000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts := le.Uint64(b[80:])
+	stride, buckets := int(le.Uint32(b[108:])), int(le.Uint32(b[48:]))
+	slots, copied := 0, 0
+	for i := range buckets {
+		l := b[int(le.Uint64(b[64:]))+i*stride:]
+		for s := range leaf.LineSlots {
+			if at := uint64(le.Uint32(l[s*8+4:])) * 8; at != 0 {
+				slots++
+				if at < hosts {
+					copied++
+				}
+			}
+		}
+	}
+	t.Logf("%d bytes a host; %d of %d names have their record in their bucket", len(b)/20000, copied, slots)
+	if slots != 40000 || copied < slots*85/100 || len(b) > 20000*400 {
+		t.Errorf("%d slots, %d copies, %d bytes", slots, copied, len(b))
+	}
+	if names, _ := Encode(set(20)); le.Uint32(names[108:]) != leaf.LineSize || len(names) > leaf.MaxRecord {
+		t.Errorf("20 hosts take %d bytes, more than one read", len(names))
 	}
 }
 

@@ -28,6 +28,20 @@ static enum nss_status (*byaddr)(const void *, socklen_t, int, struct hostent *,
 static enum nss_status (*set)(int);
 static enum nss_status (*ent)(struct hostent *, char *, size_t, int *, int *);
 
+// glibc's struct __netgrent, with room for the members that are its own.
+struct group {
+	int type;
+	const char *host, *user, *domain;
+	char *data;
+	size_t data_size;
+	char *cursor;
+	int first;
+	char rest[64];
+};
+static enum nss_status (*setgroup)(const char *, struct group *);
+static enum nss_status (*getgroup)(struct group *, char *, size_t, int *);
+static enum nss_status (*endgroup)(struct group *);
+
 static int failures;
 #define CHECK(c, ...) do { if (!(c)) { failures++; printf("line %d: ", __LINE__); printf(__VA_ARGS__); printf("\n"); } } while (0)
 
@@ -44,7 +58,10 @@ static void load(const char *path)
 	SYM(byaddr, "gethostbyaddr_r");
 	SYM(set, "sethostent");
 	SYM(ent, "gethostent_r");
-	if (!by4 || !by3 || !by2 || !byaddr || !set || !ent) {
+	SYM(setgroup, "setnetgrent");
+	SYM(getgroup, "getnetgrent_r");
+	SYM(endgroup, "endnetgrent");
+	if (!setgroup || !getgroup || !endgroup || !by4 || !by3 || !by2 || !byaddr || !set || !ent) {
 		printf("a function is missing\n");
 		exit(1);
 	}
@@ -243,6 +260,38 @@ static void test_contract(const char *path)
 	}
 }
 
+// friends is bkero in two forms; crowd is 500 hosts, in several records; empty has nobody.
+static void test_netgroup(const char *path)
+{
+	load(path);
+	struct group g;
+	char buf[300];
+	int e = 0, n = 0;
+	memset(&g, 0xaa, sizeof g);
+	CHECK(setgroup("FRIENDS", &g) == NSS_STATUS_SUCCESS, "friends is not there");
+	CHECK(getgroup(&g, buf, 4, &e) == NSS_STATUS_TRYAGAIN && e == ERANGE, "a small buffer");
+	CHECK(getgroup(&g, buf, strlen("bkero.mesh.internal") + 3, &e) == NSS_STATUS_SUCCESS && g.type == 0 && !strcmp(g.host, "bkero.mesh.internal") && !strcmp(g.user, "-") && !g.domain, "first member");
+	CHECK(getgroup(&g, buf, sizeof buf, &e) == NSS_STATUS_SUCCESS && !strcmp(g.host, "bkero"), "second member");
+	CHECK(getgroup(&g, buf, sizeof buf, &e) == NSS_STATUS_RETURN, "end");
+	CHECK(endgroup(&g) == NSS_STATUS_SUCCESS && !g.data, "endnetgrent");
+	CHECK(endgroup(&g) == NSS_STATUS_SUCCESS, "endnetgrent again");
+	CHECK(setgroup("crowd", &g) == NSS_STATUS_SUCCESS, "crowd is not there");
+	for (char want[64]; getgroup(&g, buf, sizeof buf, &e) == NSS_STATUS_SUCCESS; n++) {
+		snprintf(want, sizeof want, "host%d.mesh.internal", n);
+		CHECK(!strcmp(g.host, want), "member %d is %s", n, g.host);
+	}
+	CHECK(n == 500, "%d members", n);
+	endgroup(&g);
+	CHECK(setgroup("empty", &g) == NSS_STATUS_SUCCESS && getgroup(&g, buf, sizeof buf, &e) == NSS_STATUS_NOTFOUND, "empty");
+	endgroup(&g);
+	CHECK(setgroup("nobody", &g) == NSS_STATUS_NOTFOUND, "nobody");
+	CHECK(setgroup("bkero", &g) == NSS_STATUS_NOTFOUND, "a host is no group");
+	CHECK(setgroup("", &g) == NSS_STATUS_NOTFOUND, "no name");
+	struct gaih_addrtuple *t = NULL;
+	int h;
+	CHECK(by4("friends", &t, buf, sizeof buf, &e, &h, NULL) == NSS_STATUS_NOTFOUND, "a group is no host");
+}
+
 static void test_absent(const char *path)
 {
 	load(path);
@@ -250,6 +299,8 @@ static void test_absent(const char *path)
 	int e = 0, h = 0;
 	struct gaih_addrtuple *t = NULL;
 	CHECK(by4("bkero", &t, buf, sizeof buf, &e, &h, NULL) == NSS_STATUS_UNAVAIL && h == NO_RECOVERY, "no file: h_errno %d", h);
+	struct group g;
+	CHECK(setgroup("friends", &g) == NSS_STATUS_UNAVAIL, "no file, but a group");
 }
 
 int main(int argc, char **argv)
@@ -265,6 +316,8 @@ int main(int argc, char **argv)
 		test_erange(argv[1]);
 	else if (!strcmp(t, "contract"))
 		test_contract(argv[1]);
+	else if (!strcmp(t, "netgroup"))
+		test_netgroup(argv[1]);
 	else if (!strcmp(t, "absent"))
 		test_absent(argv[1]);
 	else
