@@ -276,11 +276,14 @@ func (a *app) snapshotCommand() *cobra.Command {
 				return err
 			}
 			w := cmd.OutOrStdout()
-			fmt.Fprintf(w, "# %d hosts, revision %d, made %s\n", len(s.Hosts), s.Revision, s.Created.UTC().Format(time.RFC3339Nano))
+			fmt.Fprintf(w, "# %d hosts, %d groups, revision %d, made %s\n", len(s.Hosts), len(s.Groups), s.Revision, s.Created.UTC().Format(time.RFC3339Nano))
 			for _, h := range s.Hosts {
 				for _, x := range h.Addrs {
 					fmt.Fprintln(w, strings.Join(append([]string{x.String(), h.Name}, h.Aliases...), "\t"))
 				}
+			}
+			for _, g := range s.Groups {
+				fmt.Fprintln(w, "# @"+g.Name+":", strings.Join(g.Members, " "))
 			}
 			return nil
 		},

@@ -31,6 +31,9 @@ type Status struct {
 	Warnings []string `json:"warnings"`
 }
 
+// SnapshotWarning begins the warning of a daemon that cannot write the snapshot.
+const SnapshotWarning = "names of programs on this machine are not brought up to date"
+
 // Self is this node.
 type Self struct {
 	Name      string       `json:"name"`
