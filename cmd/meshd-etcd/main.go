@@ -74,7 +74,6 @@ func run(ctx context.Context, paths config.Paths) error {
 	if err != nil {
 		return explain(err, addr)
 	}
-	defer e.Close()
 	select {
 	case <-e.Server.ReadyNotify():
 		sd.SdNotify(false, sd.SdNotifyReady)
@@ -85,6 +84,9 @@ func run(ctx context.Context, paths config.Paths) error {
 	select {
 	case <-ctx.Done():
 		sd.SdNotify(false, sd.SdNotifyStopping)
+		// Not e.Close, which first waits seven seconds for the members' watches to end: this hands the lead over and
+		// closes the files, and what was acknowledged is on the disk.
+		e.Server.Stop()
 		return nil
 	case err := <-e.Err():
 		return explain(err, addr)

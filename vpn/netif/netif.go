@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -26,11 +27,12 @@ func Create(name string, mtu int, addrs []netip.Prefix) (tun.Device, error) {
 	}
 	dev, err := tun.CreateTUN(name, mtu)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case err == nil:
+	case errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "does not exist"): // wireguard-go's is but text
 		return nil, fmt.Errorf("/dev/net/tun does not exist: load the tun module (modprobe tun), or give the container the device: %w", err)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("making the interface %s is not permitted: run as root, or with CAP_NET_ADMIN: %w", name, err)
-	case err != nil:
+	default:
 		return nil, fmt.Errorf("making the interface %s: %w", name, err)
 	}
 	if err := configure(name, mtu, addrs); err != nil {

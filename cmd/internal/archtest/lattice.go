@@ -21,7 +21,7 @@ nss/...: nss/...                         | knows neither names' origin nor the n
 libnss_mesh: nss/leaf nss(tests)         | is loaded into every program of the machine
 libnss_mesh/...: nss/... libnss_mesh/... | tests and measures the module
 resolver/store: -                        | a seam: what is behind it and before it must be replaceable
-resolver/store/etcd: resolver/store      | one store of several
+resolver/store/etcd: resolver/store resolver/store/storetest(tests) | one store of several
 resolver/dnsd: resolver                  | a door to the View, knows nothing of where names come from
 resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets

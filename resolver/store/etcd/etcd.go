@@ -11,12 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	"mesh.internal/mesh/resolver/store"
@@ -99,14 +101,20 @@ func (s *Store) Get(ctx context.Context, key string) (store.KV, error) {
 
 // Follow implements store.Store.
 func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Change)) error {
-	ctx, cancel := context.WithCancel(ctx) // ends the watch on the server too
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx) // ends the watch on the server too
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Go(func() { s.untilLost(ctx, cancel) })
 	// Without WithRequireLeader a member cut off from the others would leave us stale, silently.
 	for r := range s.c.Watch(clientv3.WithRequireLeader(ctx), s.prefix, clientv3.WithPrefix(), clientv3.WithRev(rev+1)) {
 		if r.CompactRevision != 0 {
 			return store.ErrGap
 		}
 		if err := r.Err(); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			return explain(err)
 		}
 		if len(r.Events) == 0 {
@@ -121,10 +129,38 @@ func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Cha
 		}
 		f(r.Header.Revision, changes)
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	return errors.New("the store ended the watch")
+}
+
+// reconnectIn is how long a connection may be away before the store counts as lost.
+const reconnectIn = 2 * time.Second
+
+// untilLost cancels when no endpoint has been reachable for reconnectIn. The client itself would go on looking for one
+// and say nothing.
+func (s *Store) untilLost(ctx context.Context, cancel context.CancelCauseFunc) {
+	conn := s.c.ActiveConnection()
+	for {
+		state := conn.GetState()
+		if state == connectivity.Ready {
+			if !conn.WaitForStateChange(ctx, state) {
+				return
+			}
+			continue
+		}
+		wait, stop := context.WithTimeout(ctx, reconnectIn)
+		for ; state != connectivity.Ready && wait.Err() == nil; state = conn.GetState() {
+			conn.Connect()
+			conn.WaitForStateChange(wait, state)
+		}
+		stop()
+		if state != connectivity.Ready {
+			cancel(errors.New("the connection to the store is lost: nobody answers at any endpoint"))
+			return
+		}
+	}
 }
 
 // Commit implements store.Store.
