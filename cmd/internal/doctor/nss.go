@@ -178,7 +178,7 @@ func checkHostsFile(f *findings, m *Machine) {
 		f.detail(other...)
 	}
 	if len(own) > 0 {
-		f.warning(subject, fmt.Sprintf("use the full name where it matters, or let the line be `%s %s`", first(ownAddrs(m), "ADDRESS"), m.Name), "this node's own name leads elsewhere here than on other nodes: programs that listen at it are not reached over the mesh")
+		f.warning(subject, "remove these names from /etc/hosts: mesh answers for them, without a network too", "this node's own name leads elsewhere here than on other nodes: programs that listen at it are not reached over the mesh")
 		f.detail(own...)
 	}
 	if len(other)+len(own) > 0 {

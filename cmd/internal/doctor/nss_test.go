@@ -82,7 +82,7 @@ func TestNSS(t *testing.T) {
 		{"after dns", hosts("files dns mesh"), []string{"warning hosts: asked for in the network first, files mesh dns"}},
 		{"after dns that ends it", hosts("files dns [NOTFOUND=return] mesh"), []string{"problem hosts: dns [NOTFOUND=return] comes before, files mesh dns [NOTFOUND=return]"}},
 		{"after dns that ends it without network", hosts("files dns [TRYAGAIN=return] mesh"), []string{"problem hosts: network is away, files mesh dns"}},
-		{"after resolve", hosts("files resolve [!UNAVAIL=return] mesh dns"), []string{"problem hosts: never asked, files mesh resolve [!UNAVAIL=return] dns"}},
+		{"after resolve", hosts("files resolve [!UNAVAIL=return] mesh dns"), []string{"problem hosts: only when resolve is down, files mesh resolve [!UNAVAIL=return] dns"}},
 		{"before resolve", hosts("files mesh resolve [!UNAVAIL=return] dns"), nil},
 		{"after mdns4_minimal", hosts("files mdns4_minimal [NOTFOUND=return] mesh dns"), []string{"warning hosts: leaves all but .local alone, files mesh mdns4_minimal [NOTFOUND=return] dns"}},
 		{"after mdns4_minimal, below .local", func(m *Machine) {
@@ -90,7 +90,7 @@ func TestNSS(t *testing.T) {
 			m.Zone, m.Snapshot.Hosts, m.Look = "my.local", nil, nil
 		}, []string{"problem hosts: never asked, files mesh mdns4_minimal"}},
 		{"after mdns4_minimal that ends all", hosts("files mdns4_minimal [UNAVAIL=return] mesh dns"), []string{"problem hosts: never asked, files mesh"}},
-		{"after mdns", hosts("files mdns [NOTFOUND=return] mesh dns"), []string{"problem hosts: never asked, files mesh"}},
+		{"after mdns", hosts("files mdns [NOTFOUND=return] mesh dns"), []string{"problem hosts: only when mdns is down, files mesh"}},
 		{"after myhostname", hosts("files myhostname mesh dns"), []string{"warning hosts: its own name nibz, files mesh myhostname dns"}},
 		{"after myhostname, another name", func(m *Machine) { hosts("files myhostname mesh dns")(m); m.Hostname = "laptop" }, nil},
 		{"after mymachines", hosts("files mymachines mesh dns"), nil},
@@ -135,7 +135,7 @@ func TestNSS(t *testing.T) {
 		{"hides a host", hostsFile("192.0.2.9 PRINTER"), []string{"warning /etc/hosts: 1 name of the mesh, /etc/hosts wins"}},
 		{"hides full names and aliases", hostsFile("192.0.2.9 printer.mesh.internal laser"), []string{"warning /etc/hosts: 2 names, wins"}},
 		{"says the same", hostsFile("10.11.0.77 printer"), nil},
-		{"Debian's 127.0.1.1", hostsFile("127.0.1.1 nibz.mesh.internal nibz"), []string{"warning /etc/hosts: own name, 10.11.0.3 nibz"}},
+		{"Debian's 127.0.1.1", hostsFile("127.0.1.1 nibz.mesh.internal nibz"), []string{"warning /etc/hosts: own name, remove these names"}},
 
 		// Caches and look-ups.
 		{"nscd", func(m *Machine) { m.Cache = Cache{Name: "nscd", Hosts: true} }, []string{"warning cache: before mesh does, enable-cache hosts no"}},

@@ -68,7 +68,11 @@ func checkBefore(f *findings, m *Machine, s Service, fix string) {
 	asks := slices.Contains([]string{"dns", "resolve", "wins", "ldap", "nis", "nisplus", "mdns", "mdns4", "mdns6"}, s.Name)
 	switch {
 	case s.after(status) != "continue":
-		f.problem(subject, fix, "%s comes before mesh and ends the search for every name that it does not know: mesh is never asked", s)
+		asked := "mesh is never asked"
+		if asks && s.after("UNAVAIL") == "continue" {
+			asked = "mesh is asked only when " + s.Name + " is down"
+		}
+		f.problem(subject, fix, "%s comes before mesh and ends the search for every name that it does not know: %s", s, asked)
 	case s.after("SUCCESS") == "merge":
 		f.problem(subject, fix, "%s comes before mesh, but glibc merges groups only, so the answers of %s are lost", s, s.Name)
 	case s.after("SUCCESS") == "continue":
