@@ -303,6 +303,11 @@ func TestHostileGroups(t *testing.T) {
 			}
 			wantAddr(t, r, "host", "")
 		}
+		st.Commit(t.Context(), nil, []store.Op{{Key: "_claims/groups/shared"}})
+		settle()
+		if kv, _ := st.Get(t.Context(), "_claims/groups/shared"); kv.Modified == 0 {
+			t.Error("a claim that somebody deleted was not put back")
+		}
 		// The store lets it take the claim on a shared name away. Then the name is its, not the group that was there: it is
 		// shown as its, and who had the name is told.
 		put("_claims/groups/shared", "shared")

@@ -40,7 +40,7 @@ func (a *app) doctorCommand() *cobra.Command {
 	var asJSON bool
 	run := func(list []checkup) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, _ []string) error {
-			m := doctor.System{Root: "/", Paths: a.paths}.Gather(cmd.Context())
+			m := doctor.System{Root: "/", Paths: a.paths, Version: version}.Gather(cmd.Context())
 			var reports []report
 			var worst doctor.Severity
 			for _, c := range list {

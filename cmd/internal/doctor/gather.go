@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -23,14 +25,21 @@ import (
 
 // System is what Gather reads.
 type System struct {
-	Root  string       // "/", or where a test has put a machine
-	Paths config.Paths // on that machine
+	Root    string       // "/", or where a test has put a machine
+	Paths   config.Paths // on that machine
+	Version string       // of the program that asks
 }
 
 // Gather reads a machine. It changes nothing, and ends when ctx does, at the latest after a few seconds.
 func (s System) Gather(ctx context.Context) *Machine {
 	m := &Machine{Now: time.Now(), Root: os.Geteuid() == 0, Arch: debian(runtime.GOARCH)}
 	m.Hostname, _ = os.Hostname()
+	m.Version = s.Version
+	if u, err := user.Lookup("mesh"); err == nil {
+		if id, err := strconv.ParseUint(u.Uid, 10, 32); err == nil {
+			m.MeshUser = uint32(id)
+		}
+	}
 	if c, err := config.Load(s.path(s.Paths.Config)); err != nil {
 		m.OnMesh, m.Zone = err.Error(), config.Default().Domain
 	} else {
@@ -119,9 +128,7 @@ func (s System) module(libc, arch string) Module {
 			continue // another architecture's
 		}
 		x.Found, x.Path, x.Mode, x.Apart = true, p, fi.Mode(), i > 0
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-			x.Owner = st.Uid
-		}
+		x.Owner = owner(fi)
 		if err != nil {
 			x.Err = reason(err)
 			return x
@@ -130,6 +137,15 @@ func (s System) module(libc, arch string) Module {
 		return x
 	}
 	return x
+}
+
+// owner is the user id of a file's owner.
+func owner(fi fs.FileInfo) uint32 {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return st.Uid
 }
 
 // shown is a path as it is on the machine.
@@ -176,7 +192,7 @@ func (s System) snapshot(m *Machine) Snapshot {
 		x.Err = err.Error()
 		return x
 	}
-	x.Mode, x.FolderMode = fi.Mode(), folder.Mode()
+	x.Mode, x.FolderMode, x.Owner, x.FolderOwner = fi.Mode(), folder.Mode(), owner(fi), owner(folder)
 	if !fi.Mode().IsRegular() {
 		return x
 	}

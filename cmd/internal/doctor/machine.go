@@ -14,6 +14,8 @@ type Machine struct {
 	Root     bool   // read by root: nothing was hidden from us
 	Arch     string // in Debian's words: amd64, arm64
 	Hostname string
+	Version  string // of this program
+	MeshUser uint32 // user id of meshd's own user; 0: there is none
 
 	OnMesh string // why this machine is on no mesh; empty: it is on one
 	Name   string // of this node, relative to the zone

@@ -100,6 +100,8 @@ func checkSnapshot(f *findings, m *Machine) {
 		f.problem(subject, fmt.Sprintf("`chmod 0755 %s`, and find out who made it so", folder), "others may write to %s (mode %04o): they can give every program false names", folder, s.FolderMode.Perm())
 	case s.Mode&0o022 != 0:
 		f.problem(subject, fmt.Sprintf("`chmod 0644 %s`, and find out who made it so", s.Path), "others may write to %s (mode %04o): they can give every program false names", s.Path, s.Mode.Perm())
+	case s.FolderOwner != 0 && s.FolderOwner != m.MeshUser || s.Owner != 0 && s.Owner != m.MeshUser:
+		f.problem(subject, fmt.Sprintf("`chown -R root:root %s`, or let it be meshd's own user, and find out who made it so", folder), "%s is user %d's, and %s user %d's: they can give every program false names", folder, s.FolderOwner, s.Path, s.Owner)
 	case s.FolderMode&0o005 != 0o005:
 		f.problem(subject, fmt.Sprintf("`chmod 0755 %s`", folder), "%s has mode %04o, so programs of other users cannot reach the snapshot", folder, s.FolderMode.Perm())
 	case s.Mode&0o444 != 0o444:
@@ -130,6 +132,8 @@ func checkDaemon(f *findings, m *Machine) {
 		f.problem(subject, "make room on that file system, or give meshd the right to write there", "%s", d.Warning)
 	case d.Stale > 0 && d.Store != "none":
 		f.warning(subject, "`mesh status` says why; names go on resolving meanwhile", "meshd runs, but the store is %s: names are as of %s ago", d.Store, ago(d.Stale))
+	case d.Version != m.Version:
+		f.warning(subject, "`systemctl restart meshd`, after both have been brought to one version", "meshd runs as version %s, but this program is version %s", d.Version, m.Version)
 	default:
 		f.ok(subject, "meshd runs and the names are up to date")
 	}
@@ -282,7 +286,10 @@ func checkPrograms(f *findings, m *Machine) {
 			return cmp.Or(strings.Compare(a.Where, b.Where), cmp.Compare(b.Count, a.Count), strings.Compare(a.Path, b.Path))
 		})
 		remedy := dns
-		if r.container {
+		switch {
+		case r.why == NoSnapshot:
+			remedy = fmt.Sprintf("let them see %s: in a unit `BindReadOnlyPaths=%s`, for a container `--volume %s:%s:ro`", path.Dir(m.Snapshot.Path), path.Dir(m.Snapshot.Path), path.Dir(m.Snapshot.Path), path.Dir(m.Snapshot.Path))
+		case r.container:
 			remedy = bind
 		}
 		f.warning(subject, remedy, "%s %s do not see mesh names", count(len(list), "running program"), r.what)

@@ -121,6 +121,8 @@ func TestNSS(t *testing.T) {
 		{"anybody's", func(m *Machine) { m.Snapshot.Mode = 0o666 }, []string{"problem snapshot: false names, chmod 0644"}},
 		{"anybody's folder", func(m *Machine) { m.Snapshot.FolderMode = fs.ModeDir | 0o777 }, []string{"problem snapshot: others may write to /run/mesh, chmod 0755 /run/mesh"}},
 		{"a closed folder", func(m *Machine) { m.Snapshot.FolderMode = fs.ModeDir | 0o750 }, []string{"problem snapshot: cannot reach, chmod 0755"}},
+		{"somebody's folder", func(m *Machine) { m.Snapshot.FolderOwner = 1000 }, []string{"problem snapshot: /run/mesh is user 1000's, chown"}},
+		{"meshd's folder", func(m *Machine) { m.Snapshot.FolderOwner, m.Snapshot.Owner, m.MeshUser = 998, 998, 998 }, nil},
 		{"damage", func(m *Machine) { m.Snapshot.Damage = "version 3" }, []string{"problem snapshot: version 3, versions"}},
 		{"another mesh's", func(m *Machine) { m.Snapshot.Own = false }, []string{"problem snapshot: does not have this node, restart"}},
 		{"of tomorrow", func(m *Machine) { m.Snapshot.Created = now.Add(24 * time.Hour) }, []string{"warning snapshot: 24 h in the future, set the clock"}},
@@ -129,6 +131,7 @@ func TestNSS(t *testing.T) {
 		{"no meshd", func(m *Machine) { m.Daemon = Daemon{Err: "meshd is not running"} }, []string{"warning meshd: as they were 3 h ago, systemctl start meshd"}},
 		{"not asked", func(m *Machine) { m.Daemon = Daemon{Err: "root and the group mesh only", Forbidden: true} }, []string{"warning meshd: cannot be asked, as root"}},
 		{"no store", func(m *Machine) { m.Daemon = Daemon{Store: "unreachable", Stale: 5 * time.Minute} }, []string{"warning meshd: as of 5 min ago, mesh status"}},
+		{"of two versions", func(m *Machine) { m.Daemon.Version = "v1" }, []string{"warning meshd: version v1, systemctl restart meshd"}},
 		{"full disk", func(m *Machine) { m.Daemon.Warning = "names are not brought up to date: no space left" }, []string{"problem meshd: no space, make room"}},
 
 		// /etc/hosts.
@@ -152,6 +155,8 @@ func TestNSS(t *testing.T) {
 				{Path: "/bin/busybox", Where: "container web (alpine)", Why: Musl, Count: 1, PID: 10}, {Path: "/usr/sbin/nginx", Where: "container db (debian)", Why: NoSwitch, Count: 3, PID: 11}}
 		}, []string{"warning programs: 1 running program built with Go without cgo does not, server=/mesh.internal/10.11.0.3", "warning programs: 2 running programs linked statically do not, mesh hosts --format hosts",
 			"warning programs: built for musl, DNS", "warning programs: in a container whose nsswitch.conf does not have mesh does not see, --volume /run/mesh:/run/mesh:ro"}},
+		{"a unit with its own /run", func(m *Machine) { m.Programs = []Program{{Path: "/bin/x", Why: NoSnapshot, Count: 1, PID: 7}} },
+			[]string{"warning programs: that has another /run than this machine, BindReadOnlyPaths=/run/mesh"}},
 		{"hidden programs", func(m *Machine) { m.Root, m.Hidden = false, 12 }, []string{"warning programs: 12 processes, as root"}},
 		{"hidden from root", func(m *Machine) { m.Hidden = 1 }, nil},
 	} {
