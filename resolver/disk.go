@@ -35,17 +35,16 @@ func (r *Resolver) loadDisk() {
 	if err := readJSON(r.cacheFile(), &c); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.cfg.Log.Warn("the names kept on disk cannot be read; they come back with the store", "err", err)
 	}
-	var own []Host
-	err := readJSON(r.ownFile(), &own)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.cfg.Log.Warn("the list of hosts added here cannot be read; it comes back from the store", "err", err)
+	var own ownList
+	if err := readJSON(r.ownFile(), &own); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		own = ownList{}
+		r.cfg.Log.Warn("the list of what was added here cannot be read; it comes back from the store", "err", err)
 	}
 	var records [][]byte
 	r.mu.Lock()
-	r.own = ownState{known: err == nil, hosts: map[string]*ownHost{}}
-	for _, h := range own {
-		r.own.hosts[h.Name] = &ownHost{Host: h}
-	}
+	self := r.own
+	r.own = own.state()
+	r.own.addrs, r.own.record = self.addrs, self.record // SetSelf may have been first
 	for k, s := range c.Seqs {
 		r.seqs[k] = s
 	}

@@ -65,6 +65,20 @@ func CheckLabels(name string) error {
 	return nil
 }
 
+// CheckGroup reports whether a group's name may belong to its owner, by the rules of hosts' names, and whether its members
+// can be names of hosts, relative to the zone, and of other groups ("@name"). A member need not exist.
+func CheckGroup(g Group) error {
+	if err := CheckName(g.Name, g.Owner); err != nil {
+		return fmt.Errorf("group %w", err)
+	}
+	for _, m := range g.Members {
+		if err := CheckLabels(strings.TrimPrefix(m, "@")); err != nil {
+			return fmt.Errorf("group %s: member %q: %w", g.Name, m, err)
+		}
+	}
+	return nil
+}
+
 // checkAddrs reports whether a static host may have these addresses: in the mesh's prefixes, and nobody's network or
 // broadcast address.
 func checkAddrs(addrs []netip.Addr, prefixes []netip.Prefix) error {
@@ -82,6 +96,13 @@ func checkAddrs(addrs []netip.Addr, prefixes []netip.Prefix) error {
 	}
 	return nil
 }
+
+// maxNames bounds the bytes of all forms of a host's names, with one more for each: what a record of the snapshot has room
+// for beside 64 addresses (docs/snapshot.md).
+const maxNames = 4096 - 24 - 64*16
+
+// namesSize is what a name adds to that: its full and its short form.
+func namesSize(name, zone string) int { return 2*len(name) + len(zone) + 3 }
 
 // ErrTaken is wrapped by the errors of names and addresses that somebody else holds.
 var ErrTaken = errors.New("taken")

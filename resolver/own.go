@@ -5,8 +5,10 @@ package resolver
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,31 +23,93 @@ import (
 
 // ownState is what this node wants to be in the store.
 type ownState struct {
-	known  bool // own.json was there: what it does not list is to be deleted from the store
-	hosts  map[string]*ownHost
-	addrs  []netip.Addr // the node's own
-	record []byte
+	complete map[string]bool      // kinds of which values lists all: what it does not list is to be deleted from the store
+	values   map[string]*ownValue // by key below the node's name: "hosts/printer", "groups/friends"
+	addrs    []netip.Addr         // the node's own
+	record   []byte
 }
 
-type ownHost struct {
-	Host
-	landed bool
-	err    error // why it has not landed
+// kinds of values that people add.
+var kinds = []string{kindHosts, kindGroups}
+
+const (
+	kindHosts  = "hosts"
+	kindGroups = "groups"
+)
+
+// ownValue is a host or a group.
+type ownValue struct {
+	store.Value // without owner and sequence, which it gets when it is written
+	landed      bool
+	err         error // why it has not landed
 }
 
 func (o *ownState) waiting() []string {
 	var out []string
-	for _, h := range o.hosts {
+	for key, v := range o.values {
+		name := v.Name
+		if strings.HasPrefix(key, kindGroups) {
+			name = "@" + name
+		}
 		switch {
-		case h.landed:
-		case h.err != nil:
-			out = append(out, h.Name+": "+h.err.Error())
+		case v.landed:
+		case v.err != nil:
+			out = append(out, name+": "+v.err.Error())
 		default:
-			out = append(out, h.Name+": not in the store yet")
+			out = append(out, name+": not in the store yet")
 		}
 	}
 	slices.Sort(out)
 	return out
+}
+
+// ownList is own.json.
+type ownList struct {
+	Complete []string `json:"complete"` // kinds of which nothing is missing
+	Hosts    []Host   `json:"hosts"`
+	Groups   []Group  `json:"groups"`
+}
+
+// UnmarshalJSON reads the form of before there were groups too: the list of hosts alone, which was complete.
+func (l *ownList) UnmarshalJSON(b []byte) error {
+	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("[")) {
+		l.Complete = []string{kindHosts}
+		return json.Unmarshal(b, &l.Hosts)
+	}
+	type plain ownList
+	return json.Unmarshal(b, (*plain)(l))
+}
+
+func (l ownList) state() ownState {
+	o := ownState{complete: map[string]bool{}, values: map[string]*ownValue{}}
+	for _, k := range l.Complete {
+		o.complete[k] = true
+	}
+	for _, h := range l.Hosts {
+		o.values[kindHosts+"/"+h.Name] = &ownValue{Value: store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases}}
+	}
+	for _, g := range l.Groups {
+		o.values[kindGroups+"/"+g.Name] = &ownValue{Value: store.Value{Name: g.Name, Members: g.Members}}
+	}
+	return o
+}
+
+// saveOwn writes own.json. r.mu is held: the file is small and its order matters.
+func (r *Resolver) saveOwn() error {
+	l := ownList{Complete: slices.Sorted(maps.Keys(r.own.complete)), Hosts: []Host{}, Groups: []Group{}}
+	for _, key := range slices.Sorted(maps.Keys(r.own.values)) {
+		v := r.own.values[key].Value
+		v.Owner = r.cfg.Signer.Name()
+		if strings.HasPrefix(key, kindHosts) {
+			l.Hosts = append(l.Hosts, hostOf(v))
+		} else {
+			l.Groups = append(l.Groups, groupOf(v))
+		}
+	}
+	if err := writeJSON(r.ownFile(), l); err != nil {
+		return fmt.Errorf("keeping on disk what was added here: %w", err)
+	}
+	return nil
 }
 
 // SetSelf says what this node publishes of itself.
@@ -70,6 +134,13 @@ func (r *Resolver) AddHost(ctx context.Context, h Host) (landed bool, err error)
 			return false, fmt.Errorf("the name %s is %w: it belongs to %s", n, ErrTaken, other.Owner)
 		}
 	}
+	size := 0
+	for _, n := range append([]string{h.Name}, h.Aliases...) {
+		size += namesSize(n, r.cfg.Zone)
+	}
+	if size > maxNames {
+		return false, fmt.Errorf("%s has too many aliases: %d bytes in all their forms, at most %d", h.Name, size, maxNames)
+	}
 	if err := checkAddrs(h.Addrs, r.cfg.Prefixes); err != nil {
 		return false, err
 	}
@@ -78,11 +149,93 @@ func (r *Resolver) AddHost(ctx context.Context, h Host) (landed bool, err error)
 			return false, fmt.Errorf("address %s is %w: it belongs to %s", a, ErrTaken, r.View().FQDN(other))
 		}
 	}
+	return r.want(ctx, kindHosts+"/"+h.Name, func(store.Value) (store.Value, error) {
+		return store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases}, nil
+	})
+}
+
+// RemoveHost removes a host that this node has added.
+func (r *Resolver) RemoveHost(ctx context.Context, name string) (landed bool, err error) {
+	other, _ := r.View().Lookup(name)
+	switch landed, added, err := r.unwant(ctx, kindHosts+"/"+name); {
+	case added:
+		return landed, err
+	case other != nil && other.Node:
+		return false, fmt.Errorf("%s is a node, not a host that was added", name)
+	case other != nil && other.Owner != r.cfg.Signer.Name():
+		return false, fmt.Errorf("%s was added on %s: remove it there", name, other.Owner)
+	}
+	return false, fmt.Errorf("no host %s was added here", name)
+}
+
+// AddGroup adds members to a group of this node, which it makes if there is none: hosts by their names relative to the
+// zone, and other groups as "@name". What is landed and of errors holds as for AddHost.
+func (r *Resolver) AddGroup(ctx context.Context, name string, members ...string) (landed bool, err error) {
+	self := r.cfg.Signer.Name()
+	if err := CheckGroup(Group{Name: name, Owner: self, Members: members}); err != nil {
+		return false, err
+	}
+	if other := r.View().Group(name); other != nil && other.Owner != self {
+		return false, fmt.Errorf("the name @%s is %w: it belongs to %s", name, ErrTaken, other.Owner)
+	}
+	return r.want(ctx, kindGroups+"/"+name, func(v store.Value) (store.Value, error) {
+		v.Name, v.Members = name, slices.Clone(v.Members)
+		for _, m := range members {
+			if !slices.Contains(v.Members, m) {
+				v.Members = append(v.Members, m)
+			}
+		}
+		return v, nil
+	})
+}
+
+// RemoveGroup removes members from a group of this node; all of it, if none are given.
+func (r *Resolver) RemoveGroup(ctx context.Context, name string, members ...string) (landed bool, err error) {
+	key := kindGroups + "/" + name
+	other := r.View().Group(name)
+	missing := fmt.Errorf("no group @%s was added here", name)
+	if other != nil && other.Owner != r.cfg.Signer.Name() {
+		missing = fmt.Errorf("@%s was added on %s: change it there", name, other.Owner)
+	}
+	if len(members) == 0 {
+		landed, added, err := r.unwant(ctx, key)
+		if !added {
+			return false, missing
+		}
+		return landed, err
+	}
+	return r.want(ctx, key, func(v store.Value) (store.Value, error) {
+		if v.Name == "" {
+			return v, missing
+		}
+		for _, m := range members {
+			if !slices.Contains(v.Members, m) {
+				return v, fmt.Errorf("%s is not a member of @%s by that name: its members are %s", m, name, strings.Join(v.Members, " "))
+			}
+		}
+		v.Members = slices.DeleteFunc(slices.Clone(v.Members), func(m string) bool { return slices.Contains(members, m) })
+		return v, nil
+	})
+}
+
+// want keeps what change makes of this node's value (zero if there is none) as what should be, and brings the store in
+// line. change is called with r.mu held. Where somebody else holds what it needs, the value is as before.
+func (r *Resolver) want(ctx context.Context, key string, change func(store.Value) (store.Value, error)) (landed bool, err error) {
+	if err := r.waitLoaded(ctx); err != nil {
+		return false, err
+	}
 	r.mu.Lock()
-	before := r.own.hosts[h.Name]
-	mine := &ownHost{Host: h}
-	r.own.hosts[h.Name] = mine
-	err = r.saveOwn()
+	before, mine := r.own.values[key], &ownValue{}
+	if before != nil {
+		mine.Value = before.Value
+	}
+	if mine.Value, err = change(mine.Value); err == nil {
+		_, err = store.Seal(r.cfg.Signer.Name()+"/"+key, mine.Value, r.cfg.Signer) // what is too large would never land
+	}
+	if err == nil {
+		r.own.values[key] = mine
+		err = r.saveOwn()
+	}
 	r.mu.Unlock()
 	if err != nil {
 		return false, err
@@ -92,10 +245,12 @@ func (r *Resolver) AddHost(ctx context.Context, h Host) (landed bool, err error)
 	landed, conflict := mine.landed, errors.Is(mine.err, ErrTaken)
 	if conflict {
 		err = mine.err
-		if delete(r.own.hosts, h.Name); before != nil {
-			r.own.hosts[h.Name] = before
+		if r.own.values[key] == mine {
+			if delete(r.own.values, key); before != nil {
+				r.own.values[key] = before
+			}
+			err = errors.Join(err, r.saveOwn())
 		}
-		err = errors.Join(err, r.saveOwn())
 	}
 	r.mu.Unlock()
 	switch {
@@ -107,43 +262,36 @@ func (r *Resolver) AddHost(ctx context.Context, h Host) (landed bool, err error)
 	return false, nil // err is the store's; State tells it
 }
 
-// RemoveHost removes a host that this node has added.
-func (r *Resolver) RemoveHost(ctx context.Context, name string) (landed bool, err error) {
-	r.mu.Lock()
-	if r.own.hosts[name] == nil {
-		r.mu.Unlock()
-		if other, _ := r.View().Lookup(name); other != nil && other.Node {
-			return false, fmt.Errorf("%s is a node, not a host that was added", name)
-		} else if other != nil && other.Owner != r.cfg.Signer.Name() {
-			return false, fmt.Errorf("%s was added on %s: remove it there", name, other.Owner)
-		}
-		return false, fmt.Errorf("no host %s was added here", name)
+// unwant removes a value of this node; added reports whether there was one.
+func (r *Resolver) unwant(ctx context.Context, key string) (landed, added bool, err error) {
+	if err := r.waitLoaded(ctx); err != nil {
+		return false, true, err
 	}
-	delete(r.own.hosts, name)
+	r.mu.Lock()
+	if r.own.values[key] == nil {
+		r.mu.Unlock()
+		return false, false, nil
+	}
+	delete(r.own.values, key)
 	err = r.saveOwn()
 	r.mu.Unlock()
 	if err != nil {
-		return false, err
+		return false, true, err
 	}
 	rev, err := r.reconcile(ctx)
 	if err != nil {
-		return false, nil // it is gone from own.json, and leaves the store when that is back
+		return false, true, nil // it is gone from own.json, and leaves the store when that is back
 	}
-	return true, r.WaitRevision(ctx, rev)
+	return true, true, r.WaitRevision(ctx, rev)
 }
 
-// saveOwn writes own.json. r.mu is held: the file is small and its order matters.
-func (r *Resolver) saveOwn() error {
-	list := []Host{}
-	for _, h := range r.own.hosts {
-		list = append(list, h.Host)
+func (r *Resolver) waitLoaded(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-r.loaded:
+		return nil
 	}
-	slices.SortFunc(list, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
-	if err := writeJSON(r.ownFile(), list); err != nil {
-		return fmt.Errorf("keeping the hosts added here on disk: %w", err)
-	}
-	r.own.known = true
-	return nil
 }
 
 // write brings the store in line whenever it may be behind, until ctx ends.
@@ -182,29 +330,20 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("the store is %s", r.state.State)
 	}
 	self := r.cfg.Signer.Name()
-	if !r.own.known { // a new disk: what the store has of ours is what should be
-		for key, v := range r.values {
-			if v.err == nil && strings.HasPrefix(key, self+"/hosts/") {
-				r.own.hosts[v.val.Name] = &ownHost{Host: Host{Name: v.val.Name, Owner: self, Addrs: v.val.Addrs, Aliases: v.val.Aliases}}
-			}
-		}
-		if err := r.saveOwn(); err != nil {
-			r.mu.Unlock()
-			return 0, err
-		}
+	if err := r.adopt(); err != nil {
+		r.mu.Unlock()
+		return 0, err
 	}
 	var gone []string
 	for key, v := range r.values {
-		name, ok := strings.CutPrefix(key, self+"/hosts/")
-		if ok && r.own.hosts[name] == nil && v.kv.Modified != 0 {
-			gone = append(gone, name)
+		key, ours := strings.CutPrefix(key, self+"/")
+		kind, _, _ := strings.Cut(key, "/")
+		if ours && r.own.complete[kind] && r.own.values[key] == nil && v.kv.Modified != 0 {
+			gone = append(gone, key)
 		}
 	}
 	node := r.own
-	want := make([]*ownHost, 0, len(r.own.hosts))
-	for _, h := range r.own.hosts {
-		want = append(want, h)
-	}
+	want := maps.Clone(r.own.values)
 	r.mu.Unlock()
 
 	var last int64
@@ -216,19 +355,40 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 	if node.record != nil {
 		note(r.put(ctx, store.NodeKey(self), store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
 	}
-	for _, h := range want {
-		rev, err := r.putHost(ctx, h.Host)
+	for key, v := range want {
+		rev, err := r.publish(ctx, key, v.Value)
 		r.mu.Lock()
-		h.landed, h.err = err == nil, err
+		v.landed, v.err = err == nil, err
 		r.mu.Unlock()
 		if !errors.Is(err, ErrTaken) {
 			note(rev, err)
 		}
 	}
-	for _, name := range gone {
-		note(r.dropHost(ctx, name))
+	for _, key := range gone {
+		note(r.withdraw(ctx, key))
 	}
 	return last, errors.Join(errs...)
+}
+
+// adopt makes complete what is not, as on a new disk: what the store has of ours is what should be. r.mu is held.
+func (r *Resolver) adopt() error {
+	changed := false
+	for _, kind := range kinds {
+		if r.own.complete[kind] {
+			continue
+		}
+		for key, v := range r.values {
+			key, ours := strings.CutPrefix(key, r.cfg.Signer.Name()+"/")
+			if ours && v.err == nil && strings.HasPrefix(key, kind+"/") && r.own.values[key] == nil {
+				r.own.values[key] = &ownValue{Value: store.Value{Name: v.val.Name, Addrs: v.val.Addrs, Aliases: v.val.Aliases, Members: v.val.Members}}
+			}
+		}
+		r.own.complete[kind], changed = true, true
+	}
+	if !changed {
+		return nil
+	}
+	return r.saveOwn()
 }
 
 // put writes a value of ours unless it is there already; more are changes that go with it.
@@ -255,40 +415,55 @@ func (r *Resolver) put(ctx context.Context, key string, v store.Value, conds []s
 
 // same reports whether two values say the same, whenever they were said.
 func same(a, b store.Value) bool {
-	return a.Owner == b.Owner && a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Aliases, b.Aliases) && bytes.Equal(a.Record, b.Record)
+	return a.Owner == b.Owner && a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Aliases, b.Aliases) &&
+		slices.Equal(a.Members, b.Members) && bytes.Equal(a.Record, b.Record)
 }
 
-// putHost writes a host with the claims that it needs, all or nothing.
-func (r *Resolver) putHost(ctx context.Context, h Host) (int64, error) {
-	var conds []store.Cond
-	var more []store.Op
-	claim := func(key, what string) error {
-		rev, mine, err := r.free(ctx, key, what)
-		if err != nil || mine {
-			return err
-		}
-		b, err := store.Seal(key, store.Value{Seq: uint64(time.Now().UnixMilli()), Name: h.Name}, r.cfg.Signer)
-		conds, more = append(conds, store.Cond{Key: key, Rev: rev}), append(more, store.Op{Key: key, Value: b})
-		return err
-	}
-	for _, n := range append([]string{h.Name}, h.Aliases...) {
-		if !strings.Contains(n, ".") {
-			if err := claim(store.NameClaimKey(n), "the name "+n); err != nil {
-				return 0, err
-			}
-		}
-	}
+// claim is a key under _claims, and what it is for in words.
+type claim struct{ key, what string }
+
+// claims are what a value takes from what all share: names of one label, and addresses that are not the node's own.
+func (r *Resolver) claims(key string, v store.Value) []claim {
 	r.mu.Lock()
 	own := r.own.addrs
 	r.mu.Unlock()
-	for _, a := range h.Addrs {
-		if !slices.Contains(own, a) {
-			if err := claim(store.AddrClaimKey(a.String()), "address "+a.String()); err != nil {
-				return 0, err
-			}
+	claimKey, what := store.NameClaimKey, "the name "
+	if strings.HasPrefix(key, kindGroups) {
+		claimKey, what = store.GroupClaimKey, "the name @"
+	}
+	var out []claim
+	for _, n := range append([]string{v.Name}, v.Aliases...) {
+		if !strings.Contains(n, ".") {
+			out = append(out, claim{claimKey(n), what + n})
 		}
 	}
-	return r.put(ctx, store.HostKey(h.Owner, h.Name), store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases}, conds, more)
+	for _, a := range v.Addrs {
+		if !slices.Contains(own, a) {
+			out = append(out, claim{store.AddrClaimKey(a.String()), "address " + a.String()})
+		}
+	}
+	return out
+}
+
+// publish writes a value with the claims that it needs, all or nothing.
+func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int64, error) {
+	var conds []store.Cond
+	var more []store.Op
+	for _, c := range r.claims(key, v) {
+		rev, mine, err := r.free(ctx, c.key, c.what)
+		if err != nil {
+			return 0, err
+		}
+		if mine {
+			continue
+		}
+		b, err := store.Seal(c.key, store.Value{Seq: uint64(time.Now().UnixMilli()), Name: v.Name}, r.cfg.Signer)
+		if err != nil {
+			return 0, err
+		}
+		conds, more = append(conds, store.Cond{Key: c.key, Rev: rev}), append(more, store.Op{Key: c.key, Value: b})
+	}
+	return r.put(ctx, r.cfg.Signer.Name()+"/"+key, v, conds, more)
 }
 
 // free reports whether a claim can be made at revision rev, or is ours already. The error wraps ErrTaken otherwise.
@@ -313,33 +488,30 @@ func (r *Resolver) free(ctx context.Context, key, what string) (rev int64, mine 
 	return 0, false, fmt.Errorf("%s is %w: it belongs to %s", what, ErrTaken, v.Owner)
 }
 
-// dropHost deletes a host of ours and the claims that went with it.
-func (r *Resolver) dropHost(ctx context.Context, name string) (int64, error) {
-	self := r.cfg.Signer.Name()
-	key := store.HostKey(self, name)
-	kv, err := r.cfg.Store.Get(ctx, key)
+// withdraw deletes a value of ours and the claims that went with it.
+func (r *Resolver) withdraw(ctx context.Context, key string) (int64, error) {
+	full := r.cfg.Signer.Name() + "/" + key
+	kv, err := r.cfg.Store.Get(ctx, full)
 	if err != nil || kv.Modified == 0 {
 		return kv.Modified, err
 	}
-	conds, ops := []store.Cond{{Key: key, Rev: kv.Modified}}, []store.Op{{Key: key}}
+	conds, ops := []store.Cond{{Key: full, Rev: kv.Modified}}, []store.Op{{Key: full}}
 	if v, err := store.Peek(kv.Value); err == nil {
-		for _, n := range append([]string{name}, v.Aliases...) {
-			ops = append(ops, r.ownClaim(ctx, store.NameClaimKey(n), name)...)
-		}
-		for _, a := range v.Addrs {
-			ops = append(ops, r.ownClaim(ctx, store.AddrClaimKey(a.String()), name)...)
+		_, name, _ := strings.Cut(key, "/")
+		for _, c := range r.claims(key, v) {
+			ops = append(ops, r.ownClaim(ctx, c.key, name)...)
 		}
 	}
 	return r.cfg.Store.Commit(ctx, conds, ops)
 }
 
-// ownClaim is the deletion of a claim, if we hold it for this host.
-func (r *Resolver) ownClaim(ctx context.Context, key, host string) []store.Op {
+// ownClaim is the deletion of a claim, if we hold it for what has this name.
+func (r *Resolver) ownClaim(ctx context.Context, key, name string) []store.Op {
 	kv, err := r.cfg.Store.Get(ctx, key)
 	if err != nil || kv.Modified == 0 {
 		return nil
 	}
-	if v, err := store.Open(key, kv.Value, r.cfg.Verifier); err != nil || v.Owner != r.cfg.Signer.Name() || v.Name != host || v.For != "" {
+	if v, err := store.Open(key, kv.Value, r.cfg.Verifier); err != nil || v.Owner != r.cfg.Signer.Name() || v.Name != name || v.For != "" {
 		return nil
 	}
 	return []store.Op{{Key: key}}

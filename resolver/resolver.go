@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,7 +46,8 @@ type Resolver struct {
 	cfg  Config
 	view atomic.Pointer[View]
 
-	writing sync.Mutex // held while this node's values in the store are brought in line; taken before mu
+	loaded  chan struct{} // closed by Run when the disk has been read: until then own is not to be changed
+	writing sync.Mutex    // held while this node's values in the store are brought in line; taken before mu
 
 	mu      sync.Mutex // guards the fields below; never held across a call to Store, LearnNode or the disk
 	changed chan struct{}
@@ -74,15 +76,15 @@ type StoreState struct {
 	Revision int64     `json:"revision"`
 	Err      string    `json:"error,omitempty"`   // why it is unreachable
 	Refused  []string  `json:"refused,omitempty"` // keys whose values were not accepted, at most 20
-	Waiting  []string  `json:"waiting,omitempty"` // own hosts that are not in the store yet, and why
+	Waiting  []string  `json:"waiting,omitempty"` // own hosts and groups ("@name") that are not in the store yet, and why
 }
 
 // New returns a Resolver that knows nothing yet.
 func New(cfg Config) *Resolver {
-	r := &Resolver{cfg: cfg, changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
+	r := &Resolver{cfg: cfg, loaded: make(chan struct{}), changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
 		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1), behind: make(chan struct{}, 1)}
 	r.state = StoreState{State: "none", Since: time.Now()}
-	r.view.Store(Build(cfg.Zone, cfg.Prefixes, nil, nil, 0, time.Now()))
+	r.view.Store(Build(cfg.Zone, cfg.Prefixes, nil, nil, nil, 0, time.Now()))
 	return r
 }
 
@@ -139,6 +141,7 @@ func (r *Resolver) SetNodes(nodes []Node) {
 // Run keeps the View until ctx ends.
 func (r *Resolver) Run(ctx context.Context) error {
 	r.loadDisk()
+	close(r.loaded)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	if r.cfg.Store != nil {
@@ -238,19 +241,20 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 	var records [][]byte
 	r.mu.Lock()
 	for _, c := range changes {
-		if strings.HasPrefix(c.Key, r.cfg.Signer.Name()+"/") {
-			poke(r.behind) // somebody, perhaps another than us, has changed what is ours
+		old, self := r.values[c.Key], r.cfg.Signer.Name()
+		if strings.HasPrefix(c.Key, self+"/") || old != nil && old.val.Owner == self {
+			poke(r.behind) // somebody, perhaps another than us, has changed what is ours, or a claim that was
 		}
 		if c.Deleted {
 			delete(r.values, c.Key)
 			continue
 		}
-		if old := r.values[c.Key]; old != nil && old.kv.Modified == c.Modified && string(old.kv.Value) == string(c.Value) {
+		if old != nil && old.kv.Modified == c.Modified && string(old.kv.Value) == string(c.Value) {
 			continue
 		}
 		v := &value{kv: c.KV}
 		r.check(c.Key, v)
-		if old := r.values[c.Key]; old != nil && old.err == nil && v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) {
+		if old != nil && old.err == nil && v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) {
 			r.cfg.Log.Warn("a changed value in the store is not accepted; the last good one stays", "key", c.Key, "err", v.err)
 			continue
 		}
@@ -284,12 +288,13 @@ func (r *Resolver) check(key string, v *value) {
 		return
 	}
 	owner, rest, _ := strings.Cut(key, "/")
+	kind, name, _ := strings.Cut(rest, "/")
 	switch {
 	case owner == "_claims":
 		return
 	case owner != v.val.Owner:
 		v.err = errors.New("it lies below another node's name")
-	case strings.HasPrefix(rest, "hosts/") && rest != "hosts/"+v.val.Name:
+	case slices.Contains(kinds, kind) && name != v.val.Name:
 		v.err = errors.New("it lies under another name")
 	}
 	if v.err == nil {
@@ -297,22 +302,32 @@ func (r *Resolver) check(key string, v *value) {
 	}
 }
 
-// statics returns the accepted hosts. r.mu is held.
-func (r *Resolver) statics() []Static {
-	var out []Static
+// published returns the accepted hosts and groups. r.mu is held.
+func (r *Resolver) published() (hosts []Static, groups []StaticGroup) {
 	for key, v := range r.values {
-		if v.err != nil || !strings.Contains(key, "/hosts/") {
+		if v.err != nil {
 			continue
 		}
-		claim := r.values[store.NameClaimKey(v.val.Name)]
-		out = append(out, Static{
-			Host:    Host{Name: v.val.Name, Owner: v.val.Owner, Addrs: v.val.Addrs, Aliases: v.val.Aliases},
-			Claimed: claim != nil && claim.err == nil && claim.val.Owner == v.val.Owner && claim.val.For == "",
-			Created: v.kv.Created,
-		})
+		standing := func(claimKey string) Standing {
+			c := r.values[claimKey]
+			return Standing{Created: v.kv.Created,
+				Claimed: c != nil && c.err == nil && c.val.Owner == v.val.Owner && c.val.For == ""}
+		}
+		switch key {
+		case store.HostKey(v.val.Owner, v.val.Name):
+			hosts = append(hosts, Static{hostOf(v.val), standing(store.NameClaimKey(v.val.Name))})
+		case store.GroupKey(v.val.Owner, v.val.Name):
+			groups = append(groups, StaticGroup{groupOf(v.val), standing(store.GroupClaimKey(v.val.Name))})
+		}
 	}
-	return out
+	return hosts, groups
 }
+
+func hostOf(v store.Value) Host {
+	return Host{Name: v.Name, Owner: v.Owner, Addrs: v.Addrs, Aliases: v.Aliases}
+}
+
+func groupOf(v store.Value) Group { return Group{Name: v.Name, Owner: v.Owner, Members: v.Members} }
 
 func (r *Resolver) build() {
 	r.mu.Lock()
@@ -320,9 +335,10 @@ func (r *Resolver) build() {
 	for n := range maps.Values(r.nodes) {
 		nodes = append(nodes, n)
 	}
-	statics, rev := r.statics(), r.rev
+	hosts, groups := r.published()
+	rev := r.rev
 	r.mu.Unlock()
-	v := Build(r.cfg.Zone, r.cfg.Prefixes, nodes, statics, rev, time.Now())
+	v := Build(r.cfg.Zone, r.cfg.Prefixes, nodes, hosts, groups, rev, time.Now())
 	r.view.Store(v)
 	r.mu.Lock()
 	close(r.changed)

@@ -243,6 +243,15 @@ func TestHostileMember(t *testing.T) {
 		put("bkero/hosts/bank", evil("bkero/hosts/bank", "bank", "192.0.2.66", "bkero"))                  // outside the mesh
 		put("bkero/hosts/thief", evil("bkero/hosts/thief", "thief", "10.11.0.1", "bkero"))                // spencer's address
 		put("bkero/hosts/junk", []byte("junk"))
+		crowd := store.Value{Seq: 1 << 60, Name: "crowd", Addrs: []netip.Addr{netip.MustParseAddr("10.11.6.7")}} // no record has room for it
+		for i := range 500 {
+			crowd.Aliases = append(crowd.Aliases, fmt.Sprintf("crowd%d.bkero", i))
+		}
+		b, err := store.Seal("bkero/hosts/crowd", crowd, member("bkero"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		put("bkero/hosts/crowd", b)
 		settle()
 		put("nibz/hosts/nas.nibz", old.Value) // an older value, put back
 		<-time.After(time.Millisecond)
@@ -254,6 +263,9 @@ func TestHostileMember(t *testing.T) {
 		}
 		wantAddr(t, reader, "nas.nibz", "10.11.0.81")
 		wantAddr(t, reader, "spencer", "10.11.0.1")
+		if h, _ := reader.View().Lookup("crowd"); h == nil || len(h.Aliases) == 0 || len(h.Aliases) > 100 {
+			t.Errorf("a crowd of names: %v", h)
+		}
 		// A deletion is repaired by the owner.
 		st.Commit(t.Context(), nil, []store.Op{{Key: "nibz/hosts/nas.nibz"}})
 		settle()

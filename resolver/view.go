@@ -23,7 +23,7 @@ type Host struct {
 	Aliases []string     `json:"aliases,omitempty"`
 }
 
-// Conflict is a host, or an alias of one, that did not enter the View, and why.
+// Conflict is a host, an alias of one, or a group ("@name") that did not enter the View, and why.
 type Conflict struct {
 	Name   string `json:"name"`
 	Owner  string `json:"owner"`
@@ -43,6 +43,7 @@ type View struct {
 	byName map[string]*Host     // relative names and aliases
 	empty  map[string]bool      // names without a host that have names below them (RFC 8020)
 	byAddr map[netip.Addr]*Host // the one host that an address leads back to
+	groups []*Group             // sorted by name
 }
 
 // Node is a member of the mesh as its verified certificate says.
@@ -55,13 +56,36 @@ type Node struct {
 // Static is a host that a node has put into the store, read from a value that the node signed.
 type Static struct {
 	Host
+	Standing
+}
+
+// StaticGroup is a group that a node has put into the store, read from a value that the node signed.
+type StaticGroup struct {
+	Group
+	Standing
+}
+
+// Standing decides among several owners who want one name.
+type Standing struct {
 	Claimed bool  // the owner holds the claim on the name
 	Created int64 // store revision at which the value was created
 }
 
+// compare puts the holder of the claim first, then the older one.
+func (s Standing) compare(t Standing) int {
+	if s.Claimed != t.Claimed {
+		if s.Claimed {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Compare(s.Created, t.Created)
+}
+
 // Build makes a View. Of several hosts that want one name a node wins, then the holder of the claim, then the older
-// one; the losers are in Conflicts. An address leads back to the node that has it, else to the first host that does.
-func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static, rev int64, at time.Time) *View {
+// one; of groups likewise; the losers are in Conflicts. An address leads back to the node that has it, else to the first
+// host that does.
+func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static, groups []StaticGroup, rev int64, at time.Time) *View {
 	v := &View{Zone: zone, Prefixes: prefixes, Revision: rev, Built: at,
 		byName: map[string]*Host{}, empty: map[string]bool{}, byAddr: map[netip.Addr]*Host{}}
 	refuse := func(name, owner string, err error) {
@@ -86,13 +110,7 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 	}
 	statics = slices.Clone(statics)
 	slices.SortFunc(statics, func(a, b Static) int {
-		if a.Claimed != b.Claimed {
-			if a.Claimed {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Or(cmp.Compare(a.Created, b.Created), strings.Compare(a.Owner, b.Owner), strings.Compare(a.Name, b.Name))
+		return cmp.Or(a.Standing.compare(b.Standing), strings.Compare(a.Owner, b.Owner), strings.Compare(a.Name, b.Name))
 	})
 	for _, s := range statics {
 		h := s.Host
@@ -115,8 +133,12 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 		taken[h.Name] = h.Owner
 		h.Aliases = nil
 		h.Node = false
+		size := namesSize(h.Name, zone)
 		for _, al := range s.Aliases {
 			err := CheckName(al, h.Owner)
+			if size += namesSize(al, zone); err == nil && size > maxNames {
+				err = fmt.Errorf("%s has more aliases than a host may have: %d bytes in all forms, at most %d", h.Name, size, maxNames)
+			}
 			if by, dup := taken[al]; err == nil && dup {
 				err = fmt.Errorf("the alias is %w: it belongs to %s", ErrTaken, by)
 			}
@@ -155,6 +177,7 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 	for a, h := range v.byAddr {
 		v.byAddr[a] = v.byName[h.Name]
 	}
+	v.admitGroups(groups, refuse)
 	return v
 }
 

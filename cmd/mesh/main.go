@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 
 // Command mesh is how people talk to their mesh: it makes one, invites to it, joins it, and shows what is on it. All but
-// init, join and snapshot talk to meshd through its socket. Errors go to standard error as "mesh: error: …" and, where
-// there is something to do about it, "mesh: hint: …"; the exit status is then 1, and 2 for wrong usage.
+// init, join, snapshot and doctor need meshd, through its socket. Errors go to standard error as "mesh: error: …" and, where
+// there is something to do about it, "mesh: hint: …"; the exit status is then 1, and 2 for wrong usage; doctor's is 1 too
+// when it has found a problem.
 package main
 
 import (
@@ -34,6 +35,10 @@ func main() {
 	if err == nil {
 		return
 	}
+	if errors.Is(err, errFound) { // and shown
+		stop()
+		os.Exit(1)
+	}
 	fmt.Fprintln(os.Stderr, "mesh: error:", err)
 	var h hinted
 	if errors.As(err, &h) {
@@ -60,6 +65,6 @@ func command() *cobra.Command {
 	f.StringVar(&a.paths.Config, "config", a.paths.Config, "configuration `file`")
 	f.StringVar(&a.paths.State, "state", a.paths.State, "state `directory`")
 	f.StringVar(&a.paths.Run, "run", a.paths.Run, "`directory` of the snapshot and the API's socket")
-	root.AddCommand(a.initCommand(), a.inviteCommand(), a.joinCommand(), a.statusCommand(), a.hostsCommand(), a.hostCommand(), a.snapshotCommand())
+	root.AddCommand(a.initCommand(), a.inviteCommand(), a.joinCommand(), a.statusCommand(), a.hostsCommand(), a.hostCommand(), a.groupCommand(), a.doctorCommand(), a.snapshotCommand())
 	return root
 }

@@ -195,13 +195,15 @@ func showHosts(w io.Writer, h api.Hosts, format string) error {
 	return fmt.Errorf("--format %s: want table, json or hosts", format)
 }
 
+// tell says where a change is that has not reached the store.
+func tell(cmd *cobra.Command, c api.Change) {
+	if !c.Landed {
+		fmt.Fprintln(cmd.ErrOrStderr(), "The store is away: the change is kept here and lands when it is back (see `mesh status`).")
+	}
+}
+
 func (a *app) hostCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "host", Short: "add or remove names of hosts that are no nodes"}
-	change := func(cmd *cobra.Command, c api.Change) {
-		if !c.Landed {
-			fmt.Fprintln(cmd.ErrOrStderr(), "The store is away: the change is kept here and lands when it is back (see `mesh status`).")
-		}
-	}
 	var aliases []string
 	add := &cobra.Command{
 		Use: "add NAME ADDRESS…", Short: "give a name to addresses of the mesh", Args: cobra.MinimumNArgs(2),
@@ -219,7 +221,7 @@ func (a *app) hostCommand() *cobra.Command {
 			if err := a.client().Do(cmd.Context(), "PUT", "/v1/hosts", h, &c); err != nil {
 				return err
 			}
-			change(cmd, c)
+			tell(cmd, c)
 			return nil
 		},
 	}
@@ -234,7 +236,7 @@ func (a *app) hostCommand() *cobra.Command {
 			if err := a.client().Do(cmd.Context(), "DELETE", "/v1/hosts/"+args[0], nil, &c); err != nil {
 				return err
 			}
-			change(cmd, c)
+			tell(cmd, c)
 			return nil
 		},
 	}
@@ -274,11 +276,14 @@ func (a *app) snapshotCommand() *cobra.Command {
 				return err
 			}
 			w := cmd.OutOrStdout()
-			fmt.Fprintf(w, "# %d hosts, revision %d, made %s\n", len(s.Hosts), s.Revision, s.Created.UTC().Format(time.RFC3339Nano))
+			fmt.Fprintf(w, "# %d hosts, %d groups, revision %d, made %s\n", len(s.Hosts), len(s.Groups), s.Revision, s.Created.UTC().Format(time.RFC3339Nano))
 			for _, h := range s.Hosts {
 				for _, x := range h.Addrs {
 					fmt.Fprintln(w, strings.Join(append([]string{x.String(), h.Name}, h.Aliases...), "\t"))
 				}
+			}
+			for _, g := range s.Groups {
+				fmt.Fprintln(w, "# @"+g.Name+":", strings.Join(g.Members, " "))
 			}
 			return nil
 		},

@@ -26,7 +26,7 @@ func view() *resolver.View {
 	return resolver.Build("mesh.internal", []netip.Prefix{netip.MustParsePrefix("10.11.0.0/16"), netip.MustParsePrefix("fd00:1::/48")},
 		[]resolver.Node{{Name: "bkero", Addrs: []netip.Addr{a("10.11.0.2"), a("fd00:1::2")}}},
 		[]resolver.Static{{Host: resolver.Host{Name: "printer", Owner: "bkero", Addrs: []netip.Addr{a("10.11.0.77")}}},
-			{Host: resolver.Host{Name: "x.y.bkero", Owner: "bkero", Addrs: []netip.Addr{a("10.11.0.78")}}}, many}, 7, time.Unix(0, 0))
+			{Host: resolver.Host{Name: "x.y.bkero", Owner: "bkero", Addrs: []netip.Addr{a("10.11.0.78")}}}, many}, nil, 7, time.Unix(0, 0))
 }
 
 func TestAnswers(t *testing.T) {

@@ -7,7 +7,9 @@
 //
 //	OWNER/node                  the node's addresses and its node record    (signed by OWNER)
 //	OWNER/hosts/NAME            a host that OWNER has added                 (signed by OWNER)
+//	OWNER/groups/NAME           a group of hosts that OWNER has added       (signed by OWNER)
 //	_claims/names/NAME          who holds a shared short name               (signed by the holder)
+//	_claims/groups/NAME         who holds a shared name of a group          (signed by the holder)
 //	_claims/addrs/ADDRESS       who holds an address of the mesh's prefix   (signed by the holder)
 //
 // The store is a bulletin board, not a trust anchor: whoever can write to it can delete or withhold, but a value that
@@ -77,8 +79,14 @@ func NodeKey(owner string) string { return owner + "/node" }
 // HostKey is the key of a host that owner has added.
 func HostKey(owner, name string) string { return owner + "/hosts/" + name }
 
+// GroupKey is the key of a group that owner has added.
+func GroupKey(owner, name string) string { return owner + "/groups/" + name }
+
 // NameClaimKey is the key of the claim on a shared short name.
 func NameClaimKey(name string) string { return "_claims/names/" + name }
+
+// GroupClaimKey is the key of the claim on a shared name of a group.
+func GroupClaimKey(name string) string { return "_claims/groups/" + name }
 
 // AddrClaimKey is the key of the claim on an address.
 func AddrClaimKey(addr string) string { return "_claims/addrs/" + addr }

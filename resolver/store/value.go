@@ -20,9 +20,10 @@ const MaxValue = 16 << 10
 type Value struct {
 	Owner   string       `json:"owner"`             // node name; whose signature it is
 	Seq     uint64       `json:"seq"`               // larger is newer; milliseconds since 1970, never going back
-	Name    string       `json:"name,omitempty"`    // of a host, relative to the zone
+	Name    string       `json:"name,omitempty"`    // of a host, relative to the zone, or of a group
 	Addrs   []netip.Addr `json:"addrs,omitempty"`   // of a host or a node
 	Aliases []string     `json:"aliases,omitempty"` // of a host
+	Members []string     `json:"members,omitempty"` // of a group: hosts relative to the zone, and other groups as "@NAME"
 	Record  []byte       `json:"record,omitempty"`  // of a node: its node record, which carries the certificate
 	For     string       `json:"for,omitempty"`     // of an address claim: the invited node
 	Expires *time.Time   `json:"expires,omitempty"` // of a claim for an invitation: afterwards anybody may take it over

@@ -31,6 +31,9 @@ type Status struct {
 	Warnings []string `json:"warnings"`
 }
 
+// SnapshotWarning begins the warning of a daemon that cannot write the snapshot.
+const SnapshotWarning = "names of programs on this machine are not brought up to date"
+
 // Self is this node.
 type Self struct {
 	Name      string       `json:"name"`
@@ -85,7 +88,23 @@ type Hosts struct {
 	Hosts    []Host `json:"hosts"`
 }
 
-// Change is the answer to PUT /v1/hosts and DELETE /v1/hosts/NAME.
+// Group is a group of GET /v1/groups. Of the body of PUT, Name and Members count: they are added to what there is.
+type Group struct {
+	Name    string   `json:"name"`
+	Owner   string   `json:"owner,omitempty"`
+	Members []string `json:"members"`           // as written: hosts relative to the zone, other groups as "@name"
+	Hosts   []string `json:"hosts"`             // full names of all members, those of groups in it too
+	Unknown []string `json:"unknown,omitempty"` // members, of groups in it too, that nobody has now
+}
+
+// Groups is GET /v1/groups.
+type Groups struct {
+	Revision int64   `json:"revision"`
+	Groups   []Group `json:"groups"`
+}
+
+// Change is the answer to PUT /v1/hosts and /v1/groups, to DELETE /v1/hosts/NAME, and to DELETE /v1/groups/NAME, which
+// takes members out where the query has "member", else all of the group.
 type Change struct {
 	Landed bool `json:"landed"` // false: kept on disk until the store is back
 }

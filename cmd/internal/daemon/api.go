@@ -45,6 +45,9 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("GET /v1/hosts", answer(func(*http.Request) (any, error) { return d.hosts(), nil }))
 	mux.HandleFunc("PUT /v1/hosts", answer(d.addHost))
 	mux.HandleFunc("DELETE /v1/hosts/{name}", answer(d.removeHost))
+	mux.HandleFunc("GET /v1/groups", answer(func(*http.Request) (any, error) { return d.groups(), nil }))
+	mux.HandleFunc("PUT /v1/groups", answer(d.addGroup))
+	mux.HandleFunc("DELETE /v1/groups/{name}", answer(d.removeGroup))
 	mux.HandleFunc("POST /v1/invite", answer(d.invite))
 	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
@@ -146,6 +149,50 @@ func (d *daemon) addHost(r *http.Request) (any, error) {
 func (d *daemon) removeHost(r *http.Request) (any, error) {
 	landed, err := d.names.RemoveHost(r.Context(), d.relative(r.PathValue("name")))
 	return api.Change{Landed: landed}, err
+}
+
+func (d *daemon) groups() api.Groups {
+	v := d.names.View()
+	out := api.Groups{Revision: v.Revision, Groups: []api.Group{}}
+	for _, g := range v.Groups() {
+		x := api.Group{Name: g.Name, Owner: g.Owner, Members: append([]string{}, g.Members...), Hosts: []string{}, Unknown: g.Unknown}
+		for _, h := range g.Hosts {
+			x.Hosts = append(x.Hosts, v.FQDN(h))
+		}
+		out.Groups = append(out.Groups, x)
+	}
+	return out
+}
+
+func (d *daemon) addGroup(r *http.Request) (any, error) {
+	var g api.Group
+	if err := json.NewDecoder(r.Body).Decode(&g); err != nil {
+		return nil, fmt.Errorf("the request is malformed: %w", err)
+	}
+	landed, err := d.names.AddGroup(r.Context(), groupName(g.Name), d.relatives(g.Members)...)
+	return api.Change{Landed: landed}, err
+}
+
+func (d *daemon) removeGroup(r *http.Request) (any, error) {
+	landed, err := d.names.RemoveGroup(r.Context(), groupName(r.PathValue("name")), d.relatives(r.URL.Query()["member"])...)
+	return api.Change{Landed: landed}, err
+}
+
+// groupName is a group's name as people write it, with or without "@".
+func groupName(s string) string { return strings.ToLower(strings.TrimPrefix(s, "@")) }
+
+// relatives are members of a group, hosts without the zone.
+func (d *daemon) relatives(members []string) []string {
+	var out []string
+	for _, m := range members {
+		if strings.HasPrefix(m, "@") {
+			m = strings.ToLower(m)
+		} else {
+			m = d.relative(m)
+		}
+		out = append(out, m)
+	}
+	return out
 }
 
 // Bounds of an invitation's life.

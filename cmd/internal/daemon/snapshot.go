@@ -12,6 +12,7 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
+	"mesh.internal/mesh/cmd/internal/api"
 	"mesh.internal/mesh/nss"
 	"mesh.internal/mesh/resolver"
 )
@@ -66,7 +67,7 @@ func (d *daemon) write(path string) {
 	v := d.names.View()
 	set := Set(v, hidden("/etc/hosts"))
 	if err := nss.WriteFile(path, set); err != nil {
-		d.warn("snapshot", "names of programs on this machine are not brought up to date: "+err.Error())
+		d.warn("snapshot", api.SnapshotWarning+": "+err.Error())
 		return
 	}
 	d.warn("snapshot", "")
@@ -103,6 +104,13 @@ func Set(v *resolver.View, hidden map[string]bool) nss.Set {
 		}
 	}
 	s.Hosts = append(first, rest...)
+	for _, g := range v.Groups() {
+		x := nss.Group{Name: g.Name}
+		for _, h := range g.Hosts {
+			x.Members = append(x.Members, v.Forms(h, hidden)...) // programs ask for a host by whichever name they have of it
+		}
+		s.Groups = append(s.Groups, x)
+	}
 	return s
 }
 

@@ -178,6 +178,11 @@ func (d *demo) publish() error {
 	d.run(d.nibz, "nibz says where it is", succeeds, "mesh", "host", "add", "printer", printer.String())
 	d.until(d.spencer, "spencer knows it too, so long after the command began", begin, 10*time.Second,
 		resolves("printer", printer), "getent", "hosts", "printer")
+	begin = time.Now()
+	d.run(d.nibz, "a group of hosts, for NFS exports and sshd", succeeds, "mesh", "group", "add", "friends", "bkero", "printer")
+	d.until(d.spencer, "programs know it as a netgroup", begin, 10*time.Second,
+		says("(bkero.mesh.internal,-,)", "(printer.mesh.internal,-,)"), "getent", "netgroup", "friends")
+	d.run(d.spencer, "and people", says("@friends", "nibz", "bkero", "printer"), "mesh", "group", "list")
 	return nil
 }
 
@@ -256,6 +261,7 @@ func (d *demo) glance() error {
 	d.until(d.nibz, "nibz is well, and so is the store", time.Now(), 20*time.Second, well("nibz"), "mesh", "status", "--json")
 	d.run(d.nibz, "the mesh, for people", says("nibz", "spencer", "bkero"), "mesh", "status")
 	d.run(d.nibz, "its names, for people", everybody("spencer", "bkero", "nibz", "printer"), "mesh", "hosts")
+	d.run(d.nibz, "and every program can see them", succeeds, "mesh", "doctor", "nss")
 	return nil
 }
 

@@ -43,7 +43,7 @@ var overlays = [...]string{"/etc", "/var", "/usr"}
 var hostFiles = [...]struct{ path, text string }{
 	{"/etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"},
 	{"/etc/nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files mesh dns\nnetworks: files\n" +
-		"protocols: files\nservices: files\nethers: files\nrpc: files\nnetgroup: files\n"},
+		"protocols: files\nservices: files\nethers: files\nrpc: files\nnetgroup: files mesh\n"},
 	{"/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"},
 }
 
