@@ -23,11 +23,15 @@ type snapshot struct {
 	wrote atomic.Int64 // Unix nanoseconds
 }
 
-// keepEvery bounds how often the copy for the next boot is written.
-const keepEvery = 10 * time.Second
+const (
+	// keepEvery bounds how often the copy for the next boot is written.
+	keepEvery = 10 * time.Second
+	// restShare is how many times as long as it took to write a snapshot the writer rests: the first change of some is
+	// written at once, and however many names there are and however fast they change, a tenth of one core is spent.
+	restShare = 9
+)
 
-// writeSnapshots writes the snapshot whenever the View changes; the resolver bounds how often that is. changed is closed
-// by the first View.
+// writeSnapshots writes the snapshot whenever the View changes, as restShare allows. changed is closed by the first View.
 func (d *daemon) writeSnapshots(changed <-chan struct{}) func(context.Context) error {
 	return func(ctx context.Context) error {
 		kept := filepath.Join(d.opts.Paths.State, "hosts.db")
@@ -36,29 +40,46 @@ func (d *daemon) writeSnapshots(changed <-chan struct{}) func(context.Context) e
 				nss.WriteFile(d.opts.Paths.Snapshot(), s)
 			}
 		}
-		keep := time.NewTimer(keepEvery)
-		defer keep.Stop()
-		behind := false
-		for {
-			select {
-			case <-ctx.Done():
-				if behind {
-					d.write(kept)
-				}
-				return nil
-			case <-keep.C:
-				if behind {
-					d.write(kept)
-				}
-				behind = false
-				keep.Reset(keepEvery)
-				continue
-			case <-changed:
-			}
-			changed = d.names.Changed()
+		pace(ctx, changed, d.names.Changed, func() {
 			d.write(d.opts.Paths.Snapshot())
-			behind = true
 			sd.SdNotify(false, sd.SdNotifyReady) // names resolve; saying it again does no harm
+		}, func() { d.write(kept) })
+		return nil
+	}
+}
+
+// pace calls write when changed is closed, again when what next returned before that is, and rests in between; and keep
+// after a write, at most once in keepEvery, and before it returns.
+func pace(ctx context.Context, changed <-chan struct{}, next func() <-chan struct{}, write, keep func()) {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	behind := false
+	kept := func() {
+		if behind {
+			keep()
+			behind = false
+		}
+	}
+	defer kept()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			kept()
+			continue
+		case <-changed:
+		}
+		changed = next()
+		begin := time.Now()
+		write()
+		behind = true
+		rest := time.NewTimer(restShare * time.Since(begin))
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return
+		case <-rest.C:
 		}
 	}
 }
