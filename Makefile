@@ -15,11 +15,11 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test race check fuzz bench clean
+.PHONY: help build demo test race check fuzz bench bench-nss clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 build: ## build/mesh, meshd, meshd-etcd and libnss_mesh.so.2; refuses a module that would start a Go runtime
 	@packaging/needs go gcc libc6-dev binutils
@@ -61,6 +61,10 @@ bench: build ## lookups and tunnels, measured beside what they replace; needs ro
 	@packaging/needs root go gcc libc6-dev
 	go run ./libnss_mesh/bench
 	go run ./vpn/bench
+
+bench-nss: ## lookups at every size and beside every rival, also into docs/nss-speed.md; needs root; minutes
+	@packaging/needs root go gcc libc6-dev binutils strace dnsmasq-base
+	go run ./libnss_mesh/bench -full -markdown docs/nss-speed.md
 
 clean: ## remove build/
 	rm -rf build
