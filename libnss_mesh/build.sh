@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # build.sh OUTPUT [SNAPSHOT]: builds libnss_mesh.so.2 for GOARCH (CC cross-compiles), lets the gate walk the unstripped
-# library, takes out what the loader would do for a Go runtime, and strips it. SNAPSHOT is for tests: another path of the
-# snapshot file.
+# library and take out what the loader would do for a Go runtime, and strips it. SNAPSHOT is for tests: another path of
+# the snapshot file.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$(dirname "$1")"
@@ -13,8 +13,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$here"
 CGO_ENABLED=1 go build -buildmode=c-shared -trimpath -buildvcs=false -o "$work/libnss_mesh.so.2" -ldflags \
 	"-E=meshnss_init -extldflags '-Wl,-soname,libnss_mesh.so.2 -Wl,-z,now -Wl,-z,noseparate-code -Wl,--version-script=$here/exports.map'" .
-GOARCH= CC= CGO_ENABLED=0 go run ../nss/gate "$work/libnss_mesh.so.2"
-GOARCH= CC= CGO_ENABLED=0 go run ./trim "$work/libnss_mesh.so.2"
+GOARCH= CC= CGO_ENABLED=0 go run ../nss/gate -trim "$work/libnss_mesh.so.2"
 "${STRIP:-strip}" --strip-unneeded -o "$work/stripped" "$work/libnss_mesh.so.2"
 
 mv "$work/stripped" "$out"

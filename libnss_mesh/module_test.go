@@ -173,10 +173,28 @@ func TestGate(t *testing.T) {
 	}
 	here, _ := os.Getwd()
 	ext := "-extldflags '-Wl,-soname,libnss_mesh.so.2 -Wl,-z,now -Wl,--version-script=" + here + "/exports.map'"
+	// A copy of package leaf whose Find reads a variable with a pointer: after trimming it would lead nowhere.
+	overlay := filepath.Join(dir, "overlay.json")
+	leaf, _ := filepath.Abs("../nss/leaf/leaf.go")
+	src, err := os.ReadFile(leaf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := strings.Replace(string(src), "	b := ptr(&r.Buf)\n	load(fd, 0,", "	b := ptr(&r.Buf)\n	r.Seed = uint64(uintptr(ptr(global)))\n	load(fd, 0,", 1) + "\nvar global = &target\n\nvar target int\n"
+	if bad == string(src)+"\nvar global = &target\n\nvar target int\n" {
+		t.Fatal("leaf.go has changed: the test must too")
+	}
+	if err := os.WriteFile(dir+"/leaf.go", []byte(bad), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(overlay, fmt.Appendf(nil, `{"Replace":{%q:%q}}`, leaf, dir+"/leaf.go"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		args []string
 		want string
 	}{
+		"Go data":         {[]string{"-overlay", overlay, "-ldflags", "-E=meshnss_init " + ext, "."}, "refers to the runtime's data"},
 		"runtime started": {[]string{"-ldflags", ext, "."}, "runtime start code"},
 		"symbols leak":    {[]string{"-ldflags", "-E=meshnss_init -extldflags '-Wl,-soname,libnss_mesh.so.2'", "."}, "exports "},
 		"another soname":  {[]string{"-ldflags", "-E=meshnss_init -extldflags '-Wl,-soname,libnss_x.so.2 -Wl,--version-script=" + here + "/exports.map'", "."}, "soname is"},

@@ -2,17 +2,19 @@
 
 // Command gate refuses a libnss_mesh.so.2 in which anything but leaf code could run in a user's program.
 //
-//	gate FILE    (unstripped; amd64 or arm64)
+//	gate [-trim] FILE    (unstripped; amd64 or arm64)
 //
 // It disassembles the library, walks the call graph from the trampoline and the initializer, and fails on: a function
 // outside package leaf and the raw system call, an indirect call or jump, a use of g beyond the trampoline wrapper's
-// load of it, an entry of .init_array other than meshnss_init and the C compiler's own, runtime start code that is
-// linked in, a wrong soname, or an exported symbol other than _nss_mesh_*.
+// load of it, a reference to the runtime's data, an entry of .init_array other than meshnss_init and the C compiler's own, runtime start code that is
+// linked in, a wrong soname, or an exported symbol other than _nss_mesh_*. With -trim it then removes what the loader
+// would do for that data.
 package main
 
 import (
 	"debug/elf"
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"os"
 	"regexp"
@@ -32,11 +34,14 @@ var (
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: gate FILE")
+	trims := flag.Bool("trim", false, "remove the relocations of data that nobody reads")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		fmt.Fprintln(os.Stderr, "usage: gate [-trim] FILE")
 		os.Exit(2)
 	}
-	walked, bad, err := check(os.Args[1])
+	file := flag.Arg(0)
+	walked, bad, err := check(file)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gate:", err)
 		os.Exit(2)
@@ -47,7 +52,15 @@ func main() {
 	if len(bad) > 0 {
 		os.Exit(1)
 	}
-	fmt.Printf("gate: %s: %d functions can run in a user's program, all of them leaves: %s\n", os.Args[1], len(walked), strings.Join(walked, " "))
+	fmt.Printf("gate: %s: %d functions can run in a user's program, all of them leaves: %s\n", file, len(walked), strings.Join(walked, " "))
+	if *trims {
+		dropped, kept, err := trim(file)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "gate: trimming %s: %v\n", file, err)
+			os.Exit(2)
+		}
+		fmt.Printf("gate: %d relocations of data that nobody reads removed, %d kept\n", dropped, kept)
+	}
 }
 
 // call is a transfer of control out of a function, or another thing that may not be.
@@ -62,6 +75,7 @@ type library struct {
 	symbols []elf.Symbol // functions, by address
 	text    *elf.Section
 	code    []byte
+	data    spans // the Go runtime's
 }
 
 // check returns the functions reachable from the roots and what is wrong with the library.
@@ -89,6 +103,9 @@ func check(path string) (walked, bad []string, err error) {
 				bad = append(bad, "runtime start code is linked in: "+s.Name+" (is -E=meshnss_init missing?)")
 			}
 		}
+	}
+	if l.data, err = goData(f); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
 	sort.Slice(l.symbols, func(i, j int) bool { return l.symbols[i].Value < l.symbols[j].Value })
 	bad = append(bad, l.checkDynamic()...)
@@ -228,14 +245,14 @@ func (l *library) calls(s *elf.Symbol) ([]call, error) {
 	code := l.code[s.Value-l.text.Addr:][:s.Size]
 	switch l.Machine {
 	case elf.EM_X86_64:
-		return callsAMD64(s, code)
+		return l.callsAMD64(s, code)
 	case elf.EM_AARCH64:
-		return callsARM64(s, code)
+		return l.callsARM64(s, code)
 	}
 	return nil, fmt.Errorf("no rules for %s", l.Machine)
 }
 
-func callsAMD64(s *elf.Symbol, code []byte) (out []call, err error) {
+func (l *library) callsAMD64(s *elf.Symbol, code []byte) (out []call, err error) {
 	for pc := s.Value; len(code) > 0; {
 		in, err := x86asm.Decode(code, 64)
 		if err != nil {
@@ -254,6 +271,9 @@ func callsAMD64(s *elf.Symbol, code []byte) (out []call, err error) {
 				if a.Base == x86asm.R14 && a.Segment != x86asm.FS {
 					out = append(out, call{bad: "uses g: " + in.String()})
 				}
+				if a.Base == x86asm.RIP && l.data.has(next+uint64(a.Disp)) {
+					out = append(out, call{bad: "refers to the runtime's data: " + in.String()})
+				}
 			}
 		}
 		switch in.Op {
@@ -267,7 +287,7 @@ func callsAMD64(s *elf.Symbol, code []byte) (out []call, err error) {
 	return out, nil
 }
 
-func callsARM64(s *elf.Symbol, code []byte) (out []call, err error) {
+func (l *library) callsARM64(s *elf.Symbol, code []byte) (out []call, err error) {
 	for pc := s.Value; len(code) >= 4; code, pc = code[4:], pc+4 {
 		if binary.LittleEndian.Uint32(code) == 0 {
 			continue // padding
@@ -280,6 +300,9 @@ func callsARM64(s *elf.Symbol, code []byte) (out []call, err error) {
 			switch a := a.(type) {
 			case arm64asm.PCRel:
 				branch := in.Op == arm64asm.B || in.Op == arm64asm.BL || in.Op == arm64asm.CBZ || in.Op == arm64asm.CBNZ || in.Op == arm64asm.TBZ || in.Op == arm64asm.TBNZ
+				if in.Op == arm64asm.ADRP && l.data.has(address(pc&^0xfff+uint64(int64(a)), code[4:])) {
+					out = append(out, call{bad: "refers to the runtime's data: " + in.String()})
+				}
 				if t := uint64(int64(pc) + int64(a)); branch && (t < s.Value || t >= s.Value+s.Size) {
 					out = append(out, call{target: t})
 				}
@@ -294,4 +317,21 @@ func callsARM64(s *elf.Symbol, code []byte) (out []call, err error) {
 		}
 	}
 	return out, nil
+}
+
+// address is what an ADRP of page and the instruction behind it come to: ADD, or a load or store, with a 12-bit immediate
+// (Arm Architecture Reference Manual, C4.1).
+func address(page uint64, code []byte) uint64 {
+	if len(code) < 4 {
+		return page
+	}
+	w := binary.LittleEndian.Uint32(code)
+	imm := uint64(w >> 10 & 0xfff)
+	switch {
+	case w&0x7f800000 == 0x11000000: // ADD
+		return page + imm
+	case w&0x3b000000 == 0x39000000: // LDR, STR of 1<<size bytes
+		return page + imm<<(w>>30)
+	}
+	return page
 }

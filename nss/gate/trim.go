@@ -1,11 +1,5 @@
 // SPDX-License-Identifier: MIT
 
-// Trim removes from a libnss_mesh.so.2 the relocations of the Go runtime's own data: trim LIBRARY, before it is stripped.
-//
-// No Go runtime ever starts in the module, and the gate (nss/gate) shows that none of its functions can run, so nobody
-// reads that data. But the loader of each process that looks up a name would relocate it: thousands of pointers on some
-// twenty pages, each of which costs a page fault and a copy. Where that data is the Go linker's own symbols say; what is
-// C's, or the loader's, keeps its relocations. The library is changed in place, its layout is not.
 package main
 
 import (
@@ -17,18 +11,11 @@ import (
 	"strings"
 )
 
-func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: trim LIBRARY")
-		os.Exit(2)
-	}
-	dropped, kept, err := trim(os.Args[1])
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "trim: %s: %v\n", os.Args[1], err)
-		os.Exit(1)
-	}
-	fmt.Printf("trim: %s: %d relocations of data that nobody reads removed, %d kept\n", os.Args[1], dropped, kept)
-}
+// No Go runtime ever starts in the module, and check has shown that no function of it can run and that none of those that
+// do refers to its data: nobody reads that. But the loader of each process that looks up a name would relocate it:
+// thousands of pointers on some twenty pages, each of which costs a page fault and a copy. So trim removes these
+// relocations. Where that data is the Go linker's own symbols say; what is C's, or the loader's, keeps its relocations.
+// The library is changed in place, its layout is not.
 
 // entry is the size of a relocation in .rela.dyn.
 const entry = 24
