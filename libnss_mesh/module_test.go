@@ -34,6 +34,9 @@ var shared struct {
 // files are the module built for a snapshot of the test's own, the snapshot, and the harness.
 func files(t *testing.T) (module, snapshot, harness string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("builds and tests the module, which the race detector does not see")
+	}
 	for _, tool := range []string{"gcc", "strip"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("%s is not installed, so the module cannot be built", tool)

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -22,8 +23,9 @@ import (
 var programs = map[string]string{"mesh": "/usr/bin/mesh", "meshd": "/usr/sbin/meshd", "meshd-etcd": "/usr/sbin/meshd-etcd"}
 
 func TestMain(m *testing.M) {
+	flag.Parse()
 	dir, err := os.MkdirTemp("", "meshd")
-	if err == nil && lab.Problem() == nil {
+	if err == nil && lab.Problem() == nil && !testing.Short() {
 		for name := range programs {
 			build := exec.Command("go", "build", "-tags", "netgo,osusergo", "-o", filepath.Join(dir, name), "mesh.internal/mesh/cmd/"+name)
 			build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -47,6 +49,9 @@ var built string
 
 // machine is a host with the programs, reachable by nobody.
 func machine(t *testing.T) *lab.Host {
+	if testing.Short() {
+		t.Skip("runs the programs as they are shipped, which the race detector does not see")
+	}
 	lab.Require(t)
 	l := lab.New(slog.New(slog.DiscardHandler))
 	t.Cleanup(func() {
