@@ -15,11 +15,11 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test race check fuzz bench clean
+.PHONY: help build demo test race check fuzz bench deb repro test-deb clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 build: ## build/mesh, meshd, meshd-etcd and libnss_mesh.so.2; refuses a module that would start a Go runtime
 	@packaging/needs go gcc libc6-dev binutils
@@ -61,6 +61,11 @@ bench: build ## lookups and tunnels, measured beside what they replace; needs ro
 	@packaging/needs root go gcc libc6-dev
 	go run ./libnss_mesh/bench
 	go run ./vpn/bench
+
+deb: ## build/deb: Debian packages for amd64 and arm64, built and linted in a trixie system of their own; needs root
+	@packaging/needs root go git debootstrap
+	packaging/build-deb
+	packaging/lint-deb
 
 clean: ## remove build/
 	rm -rf build

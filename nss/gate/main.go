@@ -159,7 +159,7 @@ func (l *library) checkDynamic() (bad []string) {
 	syms, _ := l.DynamicSymbols()
 	exported := 0
 	for _, s := range syms {
-		if s.Section == elf.SHN_UNDEF || s.Section == elf.SHN_ABS {
+		if s.Section == elf.SHN_UNDEF || s.Section == elf.SHN_ABS || elf.ST_TYPE(s.Info) == elf.STT_SECTION {
 			continue
 		}
 		exported++

@@ -106,10 +106,12 @@ func hash(key ptr, n, kind uintptr, seed uint64) uint64 {
 	return mix(mix(h, uint64(n)), seed)
 }
 
+const maxErrno = ^uintptr(4095) // a greater result of raw is an error
+
 //go:nosplit
 func pread(fd uintptr, p ptr, n uintptr, off uint64) uintptr {
-	r, _, e := syscall.RawSyscall6(syscall.SYS_PREAD64, fd, uintptr(p), n, uintptr(off), 0, 0)
-	if e != 0 {
+	r := raw(syscall.SYS_PREAD64, fd, uintptr(p), n, uintptr(off))
+	if r > maxErrno {
 		return 0
 	}
 	return r
@@ -121,12 +123,12 @@ func pread(fd uintptr, p ptr, n uintptr, off uint64) uintptr {
 func Find(path, key ptr, n, kind uintptr, r *Result) int32 {
 	const atCWD = ^uintptr(99) // -100, AT_FDCWD
 	const flags = syscall.O_RDONLY | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK | syscall.O_NOCTTY
-	fd, _, e := syscall.RawSyscall6(syscall.SYS_OPENAT, atCWD, uintptr(path), flags, 0, 0, 0)
-	if e != 0 {
+	fd := raw(syscall.SYS_OPENAT, atCWD, uintptr(path), flags, 0)
+	if fd > maxErrno {
 		return Unavailable
 	}
 	rc := find(fd, key, n, kind, r)
-	syscall.RawSyscall6(syscall.SYS_CLOSE, fd, 0, 0, 0, 0, 0)
+	raw(syscall.SYS_CLOSE, fd, 0, 0, 0)
 	return rc
 }
 

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
@@ -138,6 +139,7 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(d.serveJoin)
 		goRun(d.serveAPI)
 		goRun(d.reload)
+		goRun(d.watchdog)
 	case <-ctx.Done():
 	}
 	<-ctx.Done()
@@ -266,6 +268,27 @@ func (d *daemon) reload(ctx context.Context) error {
 		d.opts.Level.Set(level)
 		d.node.SetPublic(public(c))
 		d.log.Info("the configuration was read again")
+	}
+}
+
+// watchdog tells the service manager that the daemon lives, for as long as what `mesh status` reads answers: a deadlock
+// in tunnels or names ends in a restart.
+func (d *daemon) watchdog(ctx context.Context) error {
+	limit, err := sd.SdWatchdogEnabled(false)
+	if err != nil || limit == 0 {
+		return nil // nobody watches
+	}
+	tick := time.NewTicker(limit / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			d.node.Peers()
+			d.names.State()
+			sd.SdNotify(false, sd.SdNotifyWatchdog)
+		}
 	}
 }
 
