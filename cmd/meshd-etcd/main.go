@@ -107,9 +107,18 @@ func waitFor(ctx context.Context, addr netip.Addr, iface string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	updates := make(chan netlink.AddrUpdate, 16)
-	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ListExisting: true})
-	if err != nil {
+	if err := netlink.AddrSubscribe(updates, ctx.Done()); err != nil {
 		return fmt.Errorf("watching the machine's addresses: %w", err)
+	}
+	// Asking the subscription for what is there already would take CAP_NET_ADMIN: it sends to the multicast groups.
+	there, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("listing the machine's addresses: %w", err)
+	}
+	for _, n := range there {
+		if a, ok := netip.AddrFromSlice(n.IP); ok && a.Unmap() == addr {
+			return nil
+		}
 	}
 	say := time.NewTimer(2 * time.Second)
 	defer say.Stop()
