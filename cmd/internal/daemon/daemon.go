@@ -30,7 +30,6 @@ import (
 	"mesh.internal/mesh/resolver"
 	"mesh.internal/mesh/resolver/dnsd"
 	"mesh.internal/mesh/resolver/store"
-	"mesh.internal/mesh/resolver/store/etcd"
 	"mesh.internal/mesh/vpn"
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/join"
@@ -108,11 +107,11 @@ func Run(ctx context.Context, opts Options) error {
 	rc := resolver.Config{Zone: c.Domain, Prefixes: d.prefixes, Signer: signer{id}, Verifier: &d.keys, StateDir: opts.Paths.State,
 		LearnNode: d.node.Learn, Log: d.log}
 	if eps := endpoints(c, id); len(eps) > 0 {
-		st, err := etcd.Open(etcd.Config{Endpoints: eps, Prefix: store.DefaultPrefix(c.Mesh), TLS: id.TLS()})
+		st, closeStore, err := openStore(c, id, eps)
 		if err != nil {
 			return err
 		}
-		defer st.Close()
+		defer closeStore()
 		rc.Store = st
 	}
 	d.names = resolver.New(rc)
