@@ -15,7 +15,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test race check fuzz bench deb repro test-deb packages clean
+.PHONY: help build demo test race check fuzz bench deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -74,6 +74,12 @@ repro: ## the packages twice, in another folder, time, time zone, umask and cach
 test-deb: ## builds and lints the packages, then lives with them on booted bookworm and trixie; writes docs/packaging.md's table
 	@packaging/needs root go git debootstrap systemd-container iproute2
 	packaging/test/test-deb -b
+	packaging/test/test-chroot bookworm
+	packaging/test/test-chroot trixie
+
+cross: ## mesh and meshd for arm, arm64, riscv64 and mips, built and vetted
+	@packaging/needs go
+	packaging/cross
 
 packages: ## build/packages: rpm (glibc) and apk (musl)
 	@packaging/needs go gcc libc6-dev binutils
