@@ -11,8 +11,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 [ $# -lt 2 ] || export CGO_CFLAGS="-DMESH_SNAPSHOT=\"$2\""
 cd "$here"
+# Go's build ID would have the path of exports.map in it, and so would the bytes.
 CGO_ENABLED=1 go build -tags nssmodule -buildmode=c-shared -trimpath -buildvcs=false -o "$work/libnss_mesh.so.2" -ldflags \
-	"-E=meshnss_init -extldflags '-Wl,-soname,libnss_mesh.so.2 -Wl,-z,now -Wl,--version-script=$here/exports.map'" .
+	"-E=meshnss_init -buildid= -extldflags '-Wl,-soname,libnss_mesh.so.2 -Wl,-z,now -Wl,--version-script=$here/exports.map'" .
 GOARCH= CC= CGO_ENABLED=0 go run ../nss/gate "$work/libnss_mesh.so.2"
 if [ "${STRIP:-}" = no ]; then
 	cp "$work/libnss_mesh.so.2" "$work/stripped"
