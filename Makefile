@@ -15,7 +15,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test race check fuzz bench bench-nss clean
+.PHONY: help build demo test race check fuzz bench bench-nss deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,6 +65,29 @@ bench: build ## lookups and tunnels, measured beside what they replace; needs ro
 bench-nss: ## lookups at every size and beside every rival, also into docs/nss-speed.md; needs root; minutes
 	@packaging/needs root go gcc libc6-dev binutils strace dnsmasq-base
 	go run ./libnss_mesh/bench -full -markdown docs/nss-speed.md
+
+deb: ## build/deb: Debian packages for amd64 and arm64, built and linted in a trixie system of their own; needs root
+	@packaging/needs root go git debootstrap
+	packaging/build-deb
+	packaging/lint-deb
+
+repro: ## the packages twice, in another folder, time, time zone, umask and cache: the same bytes; needs root
+	@packaging/needs root go git debootstrap
+	packaging/repro
+
+test-deb: ## builds and lints the packages, then lives with them on booted bookworm and trixie; writes docs/packaging.md's table
+	@packaging/needs root go git debootstrap systemd-container iproute2
+	packaging/test/test-deb -b
+	packaging/test/test-chroot bookworm
+	packaging/test/test-chroot trixie
+
+cross: ## mesh and meshd for arm, arm64, riscv64 and mips, built and vetted
+	@packaging/needs go
+	packaging/cross
+
+packages: ## build/packages: rpm (glibc) and apk (musl)
+	@packaging/needs go gcc libc6-dev binutils
+	packaging/packages
 
 clean: ## remove build/
 	rm -rf build

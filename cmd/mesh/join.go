@@ -136,7 +136,7 @@ func (a *app) notYet() error {
 	return hinted{fmt.Errorf("this machine is on a mesh already (%s exists)", a.paths.CertFile()), "to leave that mesh, stop meshd and meshd-etcd and move " + a.paths.State + " and " + a.paths.Config + " away"}
 }
 
-// save writes the configuration, then the identity: with the latter, this machine is on the mesh.
+// save writes the configuration, then the identity: with the latter, this machine is on the mesh. meshd owns it then.
 func (a *app) save(c *config.Config, id *identity.Identity) error {
 	b, err := c.Bytes()
 	if err != nil {
@@ -148,7 +148,10 @@ func (a *app) save(c *config.Config, id *identity.Identity) error {
 	if err := config.WriteFile(a.paths.Config, b, 0o644); err != nil {
 		return fmt.Errorf("writing the configuration: %w", err)
 	}
-	return a.paths.SaveIdentity(id)
+	if err := a.paths.SaveIdentity(id); err != nil {
+		return err
+	}
+	return a.paths.HandOver()
 }
 
 // startServices starts the daemons where systemd runs and has their units, else says how.

@@ -57,6 +57,7 @@ func command() *cobra.Command {
 	a := &app{paths: config.DefaultPaths}
 	root := &cobra.Command{
 		Use: "mesh", Short: "names and tunnels among friends", Version: version,
+		Long:         "Puts this machine on an encrypted mesh of your own, and shows what is on it: every program on every node can use the names of the others. All commands but init, join and snapshot ask meshd, the daemon.",
 		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
@@ -65,6 +66,6 @@ func command() *cobra.Command {
 	f.StringVar(&a.paths.Config, "config", a.paths.Config, "configuration `file`")
 	f.StringVar(&a.paths.State, "state", a.paths.State, "state `directory`")
 	f.StringVar(&a.paths.Run, "run", a.paths.Run, "`directory` of the snapshot and the API's socket")
-	root.AddCommand(a.initCommand(), a.inviteCommand(), a.joinCommand(), a.statusCommand(), a.hostsCommand(), a.hostCommand(), a.groupCommand(), a.doctorCommand(), a.snapshotCommand())
+	root.AddCommand(a.initCommand(), a.inviteCommand(), a.joinCommand(), a.statusCommand(), a.hostsCommand(), a.hostCommand(), a.groupCommand(), a.doctorCommand(), a.snapshotCommand(), manCommand())
 	return root
 }

@@ -228,6 +228,7 @@ func (a *app) hostCommand() *cobra.Command {
 	add.Flags().StringSliceVar(&aliases, "alias", nil, "another `name` for it; may be given more than once")
 	rm := &cobra.Command{
 		Use: "rm NAME", Short: "remove a name that was added on this node", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeHosts(func(h api.Host) bool { return !h.Node }),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var c api.Change
 			if strings.ContainsAny(args[0], "/?#%") {

@@ -33,7 +33,8 @@ var version = "unknown" // set by the linker
 func main() {
 	paths := config.DefaultPaths
 	flag.StringVar(&paths.Config, "config", paths.Config, "configuration `file`")
-	flag.StringVar(&paths.State, "state", paths.State, "state `directory`")
+	flag.StringVar(&paths.State, "state", paths.State, "`directory` of ca.crt, node.crt and node.key")
+	data := flag.String("data", "", "`directory` of the store (default: etcd below the state directory)")
 	show := flag.Bool("version", false, "print the version")
 	flag.Parse()
 	if *show {
@@ -42,7 +43,10 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := run(ctx, paths); err != nil {
+	if *data == "" {
+		*data = filepath.Join(paths.State, "etcd")
+	}
+	if err := run(ctx, paths, *data); err != nil {
 		fmt.Fprintln(os.Stderr, "meshd-etcd:", err)
 		os.Exit(1)
 	}
@@ -54,7 +58,7 @@ const (
 	peerPort   = "2380"
 )
 
-func run(ctx context.Context, paths config.Paths) error {
+func run(ctx context.Context, paths config.Paths, data string) error {
 	c, err := config.Load(paths.Config)
 	if err != nil {
 		return err
@@ -62,21 +66,26 @@ func run(ctx context.Context, paths config.Paths) error {
 	if !c.Store.Embedded {
 		return fmt.Errorf("%s does not say store = \"embedded\": this node uses a store elsewhere, so nothing is to be run here", paths.Config)
 	}
-	id, err := paths.LoadIdentity()
+	self, err := paths.LoadNode() // no more than the certificates: the unit gives this process no other key
 	if err != nil {
 		return err
 	}
-	addr := id.Node.Addrs[0]
+	addr := self.Addrs[0]
 	if err := waitFor(ctx, addr, c.Interface); err != nil || ctx.Err() != nil {
 		return err
 	}
-	e, err := start(id.Node.Name, addr, paths)
+	e, err := start(self.Name, addr, paths, data)
 	if err != nil {
 		return explain(err, addr)
 	}
+	// A member that waits for a majority of the others is up too, so that booting goes on and nobody restarts it.
+	alone := time.NewTimer(30 * time.Second)
+	defer alone.Stop()
 	select {
 	case <-e.Server.ReadyNotify():
 		sd.SdNotify(false, sd.SdNotifyReady)
+	case <-alone.C:
+		sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS=Waiting for a majority of the members")
 	case err := <-e.Err():
 		return explain(err, addr)
 	case <-ctx.Done():
@@ -100,9 +109,18 @@ func waitFor(ctx context.Context, addr netip.Addr, iface string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	updates := make(chan netlink.AddrUpdate, 16)
-	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ListExisting: true})
-	if err != nil {
+	if err := netlink.AddrSubscribe(updates, ctx.Done()); err != nil {
 		return fmt.Errorf("watching the machine's addresses: %w", err)
+	}
+	// Asking the subscription for what is there already would take CAP_NET_ADMIN: it sends to the multicast groups.
+	there, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("listing the machine's addresses: %w", err)
+	}
+	for _, n := range there {
+		if a, ok := netip.AddrFromSlice(n.IP); ok && a.Unmap() == addr {
+			return nil
+		}
 	}
 	say := time.NewTimer(2 * time.Second)
 	defer say.Stop()
@@ -124,12 +142,12 @@ func waitFor(ctx context.Context, addr netip.Addr, iface string) error {
 }
 
 // start runs the member. Its numbers are for some ten thousand names on a small machine.
-func start(name string, addr netip.Addr, paths config.Paths) (*embed.Etcd, error) {
+func start(name string, addr netip.Addr, paths config.Paths, data string) (*embed.Etcd, error) {
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(64 << 20)
 	cfg := embed.NewConfig()
 	cfg.Name = name
-	cfg.Dir = filepath.Join(paths.State, "etcd")
+	cfg.Dir = data
 	client, peer := at(addr, clientPort), at(addr, peerPort)
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}

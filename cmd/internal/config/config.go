@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"crypto/ecdh"
 	"crypto/ecdsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -372,35 +374,16 @@ func (p Paths) HasIdentity() bool {
 
 // LoadIdentity reads the state directory.
 func (p Paths) LoadIdentity() (*identity.Identity, error) {
-	if !p.HasIdentity() {
-		return nil, fmt.Errorf("%s does not exist: this machine is on no mesh yet; run `mesh init` or `mesh join`", p.CertFile())
-	}
-	damaged := func(file string, err error) error {
-		return fmt.Errorf("%s: %w: restore it from a backup, or ask for a new invitation and join again", filepath.Join(p.State, file), err)
-	}
-	read := func(file string) ([]byte, error) { return os.ReadFile(filepath.Join(p.State, file)) }
-	b, err := read(fileCACert)
+	ca, chain, err := p.certs()
 	if err != nil {
-		return nil, damaged(fileCACert, err)
+		return nil, err
 	}
-	roots, err := identity.ParseCerts(b)
-	if err != nil {
-		return nil, damaged(fileCACert, err)
-	}
-	ca := &identity.CA{Cert: roots[0]}
-	if b, err = read(fileCAKey); err == nil {
+	if b, err := os.ReadFile(filepath.Join(p.State, fileCAKey)); err == nil {
 		if ca.Key, err = identity.ParseKey[*ecdsa.PrivateKey](b); err != nil {
-			return nil, damaged(fileCAKey, err)
+			return nil, p.damaged(fileCAKey, err)
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, damaged(fileCAKey, err)
-	}
-	if b, err = read(fileCert); err != nil {
-		return nil, damaged(fileCert, err)
-	}
-	chain, err := identity.ParseCerts(b)
-	if err != nil {
-		return nil, damaged(fileCert, err)
+		return nil, p.damaged(fileCAKey, err)
 	}
 	k, err1 := readKey[*ecdsa.PrivateKey](p.KeyFile())
 	wg, err2 := readKey[*ecdh.PrivateKey](filepath.Join(p.State, fileWG))
@@ -409,7 +392,73 @@ func (p Paths) LoadIdentity() (*identity.Identity, error) {
 	}
 	id, err := identity.New(ca, chain, k, wg)
 	if err != nil {
-		return nil, damaged(fileCert, err)
+		return nil, p.damaged(fileCert, err)
 	}
 	return id, nil
+}
+
+// LoadNode reads who this node is from the certificates alone, for programs that are given no more than those.
+func (p Paths) LoadNode() (identity.Node, error) {
+	ca, chain, err := p.certs()
+	if err != nil {
+		return identity.Node{}, err
+	}
+	n, err := ca.Verify(chain)
+	if err != nil {
+		return n, p.damaged(fileCert, err)
+	}
+	return n, nil
+}
+
+// certs reads the mesh's root and this node's chain.
+func (p Paths) certs() (*identity.CA, []*x509.Certificate, error) {
+	if !p.HasIdentity() {
+		return nil, nil, fmt.Errorf("%s does not exist: this machine is on no mesh yet; run `mesh init` or `mesh join`", p.CertFile())
+	}
+	read := func(file string) ([]*x509.Certificate, error) {
+		b, err := os.ReadFile(filepath.Join(p.State, file))
+		if err != nil {
+			return nil, p.damaged(file, err)
+		}
+		certs, err := identity.ParseCerts(b)
+		if err != nil {
+			return nil, p.damaged(file, err)
+		}
+		return certs, nil
+	}
+	roots, err := read(fileCACert)
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, err := read(fileCert)
+	return &identity.CA{Cert: roots[0]}, chain, err
+}
+
+func (p Paths) damaged(file string, err error) error {
+	return fmt.Errorf("%s: %w: restore it from a backup, or ask for a new invitation and join again", filepath.Join(p.State, file), err)
+}
+
+// User is the user that meshd runs as where a package has made it, and the group that may use the API's socket.
+const User = "mesh"
+
+// HandOver gives the state directory, as root has written it, to meshd's user, if there is one.
+func (p Paths) HandOver() error {
+	u, err := user.Lookup(User)
+	if err != nil || p.State != DefaultPaths.State || os.Geteuid() != 0 {
+		return nil // meshd runs as who we are
+	}
+	uid, err1 := strconv.Atoi(u.Uid)
+	gid, err2 := strconv.Atoi(u.Gid)
+	if err := errors.Join(err1, err2); err != nil {
+		return fmt.Errorf("the user %s: %w", User, err)
+	}
+	return filepath.WalkDir(p.State, func(path string, _ fs.DirEntry, err error) error {
+		if err == nil {
+			err = os.Lchown(path, uid, gid)
+		}
+		if err != nil {
+			return fmt.Errorf("giving the state directory to the user %s: %w", User, err)
+		}
+		return nil
+	})
 }

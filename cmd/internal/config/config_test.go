@@ -131,3 +131,30 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestManual demands that mesh.toml(5) has every key.
+func TestManual(t *testing.T) {
+	page, err := os.ReadFile("../../../packaging/man/mesh.toml.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Default()
+	c.Name, c.Prefix, c.Store.Embedded = "spencer", "10.11.0.0/16", true
+	b, err := c.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if key, _, ok := strings.Cut(line, " = "); ok && !strings.HasPrefix(line, "#") && !strings.Contains(string(page), ".TP\n.B "+key+"\n") {
+			t.Errorf("%s is missing", key)
+		}
+	}
+	_, example, ok := strings.Cut(string(page), ".EX\n")
+	example, _, ok2 := strings.Cut(example, ".EE\n")
+	if _, err := Parse([]byte(example)); err != nil || !ok || !ok2 {
+		t.Errorf("the example: %v", err)
+	}
+	if _, err := Load("../../../packaging/examples/mesh.toml"); err != nil {
+		t.Error(err)
+	}
+}

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
@@ -29,7 +30,6 @@ import (
 	"mesh.internal/mesh/resolver"
 	"mesh.internal/mesh/resolver/dnsd"
 	"mesh.internal/mesh/resolver/store"
-	"mesh.internal/mesh/resolver/store/etcd"
 	"mesh.internal/mesh/vpn"
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/join"
@@ -107,11 +107,11 @@ func Run(ctx context.Context, opts Options) error {
 	rc := resolver.Config{Zone: c.Domain, Prefixes: d.prefixes, Signer: signer{id}, Verifier: &d.keys, StateDir: opts.Paths.State,
 		LearnNode: d.node.Learn, Log: d.log}
 	if eps := endpoints(c, id); len(eps) > 0 {
-		st, err := etcd.Open(etcd.Config{Endpoints: eps, Prefix: store.DefaultPrefix(c.Mesh), TLS: id.TLS()})
+		st, closeStore, err := openStore(c, id, eps)
 		if err != nil {
 			return err
 		}
-		defer st.Close()
+		defer closeStore()
 		rc.Store = st
 	}
 	d.names = resolver.New(rc)
@@ -138,6 +138,7 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(d.serveJoin)
 		goRun(d.serveAPI)
 		goRun(d.reload)
+		goRun(d.watchdog)
 	case <-ctx.Done():
 	}
 	<-ctx.Done()
@@ -266,6 +267,27 @@ func (d *daemon) reload(ctx context.Context) error {
 		d.opts.Level.Set(level)
 		d.node.SetPublic(public(c))
 		d.log.Info("the configuration was read again")
+	}
+}
+
+// watchdog tells the service manager that the daemon lives, for as long as what `mesh status` reads answers: a deadlock
+// in tunnels or names ends in a restart.
+func (d *daemon) watchdog(ctx context.Context) error {
+	limit, err := sd.SdWatchdogEnabled(false)
+	if err != nil || limit == 0 {
+		return nil // nobody watches
+	}
+	tick := time.NewTicker(limit / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			d.node.Peers()
+			d.names.State()
+			sd.SdNotify(false, sd.SdNotifyWatchdog)
+		}
 	}
 }
 
