@@ -110,6 +110,7 @@ func manCommands(w *strings.Builder, parent *cobra.Command) {
 		if c.Example != "" {
 			fmt.Fprintf(w, ".PP\n.EX\n%s\n.EE\n", roff(c.Example))
 		}
+		manCommands(w, c)
 	}
 }
 
