@@ -15,7 +15,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test race check fuzz bench bench-nss deb repro test-deb cross packages clean
+.PHONY: help build demo test test-nss race check fuzz fuzz-nss bench bench-nss deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,14 @@ test: ## all tests; those that need root are skipped, with the reason, without i
 		go run $(GOTESTSUM) --format pkgname --format-hide-empty-pkg -- -p 2 -timeout 10m ./...; \
 	else go test -p 2 -timeout 10m ./...; fi
 
+NSS_NEEDS := root go gcc libc6-dev binutils iproute2 iputils-ping util-linux openssh-client curl python3 nodejs default-jdk-headless valgrind
+
+test-nss: ## what harms NSS modules, against ours, a naive one in Go and one in C: docs/nss-hazards.md; needs root
+	@packaging/needs $(NSS_NEEDS) gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-riscv64-linux-gnu libc6-dev-riscv64-cross qemu-user-static
+	go vet -tags hazard ./libnss_mesh
+	go test -tags hazard -timeout 20m -run 'TestOtherArchitectures|TestGateBites' ./libnss_mesh
+	go run ./cmd/internal/hazard -o docs/nss-hazards.md
+
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils
 	go test -race -short -p 2 -timeout 15m ./...
@@ -54,8 +62,12 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 	@grep -rHo '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' . | sed 's/:func /\t/' | sort | \
 	while IFS="$$(printf '\t')" read -r file name; do \
 		echo "== $$name $${file#./}"; \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$(dirname "$$file")" </dev/null || exit 1; \
 	done
+
+fuzz-nss: ## 10,000,000 damaged snapshots, read by our module and by one in C; needs root
+	@packaging/needs $(NSS_NEEDS)
+	go run ./cmd/internal/hazard -run '^$$' -damages 10000000 -seed "$$(date +%s)"
 
 bench: build ## lookups and tunnels, measured beside what they replace; needs root
 	@packaging/needs root go gcc libc6-dev

@@ -4,9 +4,9 @@
 //
 // It lives in every process of the machine, so no Go runtime ever starts in it: the library's only initializer is
 // meshnss_init (package leaf), which leaves a function pointer in mesh_leaf_find and nothing else. The C side (nss.c)
-// speaks glibc's NSS interface and packs answers into the caller's buffers; the look-up itself is package leaf. Where
-// the pointer is missing (an architecture without trampoline) every call answers UNAVAIL, and programs go on to the
-// next source in nsswitch.conf.
+// speaks glibc's NSS interface and packs answers into the caller's buffers; the look-up itself is package leaf. On an
+// architecture for which leaf has no trampoline it is reader.c, in C, and Go is only compiled in: meshnss_init does
+// nothing there.
 package main
 
 /*

@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: MIT
+//
+// The same C side as the module's.
+#include "../../../../../libnss_mesh/netgroup.c"
