@@ -36,8 +36,8 @@ demo: ## three hosts, a mesh, and names in every program; needs root; KEEP=1 lea
 test: ## all tests; those that need root are skipped, with the reason, without it
 	@packaging/needs go gcc libc6-dev binutils
 	@if go run $(GOTESTSUM) --version >/dev/null 2>&1; then \
-		go run $(GOTESTSUM) --format pkgname --format-hide-empty-pkg -- -p 2 -timeout 10m ./...; \
-	else go test -p 2 -timeout 10m ./...; fi
+		go run $(GOTESTSUM) --format pkgname --format-hide-empty-pkg -- -p 2 -timeout 15m ./...; \
+	else go test -p 2 -timeout 15m ./...; fi
 
 NSS_NEEDS := root go gcc libc6-dev binutils iproute2 iputils-ping util-linux openssh-client curl python3 nodejs default-jdk-headless valgrind
 
