@@ -131,7 +131,8 @@ func Run(ctx context.Context, opts Options) error {
 	goRun(d.node.Run)
 	select {
 	case <-d.node.Ready():
-		goRun(d.introduce)
+		changed := d.introduce() // before there is a View, so that the first one has everybody who was known
+		goRun(func(ctx context.Context) error { return d.introduceMore(ctx, changed) })
 		goRun(d.writeSnapshots(d.names.Changed()))
 		goRun(d.names.Run)
 		goRun(d.serveDNS)
@@ -181,22 +182,28 @@ func (d *daemon) warn(subject, text string) {
 	}
 }
 
-// introduce tells the resolver who is on the mesh, whenever that changes.
-func (d *daemon) introduce(ctx context.Context) error {
+// introduce tells the resolver who is on the mesh, and returns what is closed when that has changed.
+func (d *daemon) introduce() (changed <-chan struct{}) {
+	changed = d.node.Changed()
+	records := d.node.Records()
+	d.keys.set(records)
+	nodes := make([]resolver.Node, 0, len(records))
+	for _, r := range records {
+		nodes = append(nodes, resolver.Node{Name: r.Node.Name, Addrs: r.Node.Addrs, Key: r.Node.Serial.String()})
+	}
+	d.names.SetNodes(nodes)
+	d.names.SetSelf(d.id.Node.Addrs, records[0].Bytes())
+	return changed
+}
+
+// introduceMore introduces again whenever there is somebody new.
+func (d *daemon) introduceMore(ctx context.Context, changed <-chan struct{}) error {
 	for {
-		changed := d.node.Changed()
-		records := d.node.Records()
-		d.keys.set(records)
-		nodes := make([]resolver.Node, 0, len(records))
-		for _, r := range records {
-			nodes = append(nodes, resolver.Node{Name: r.Node.Name, Addrs: r.Node.Addrs, Key: r.Node.Serial.String()})
-		}
-		d.names.SetNodes(nodes)
-		d.names.SetSelf(d.id.Node.Addrs, records[0].Bytes())
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+			changed = d.introduce()
 		}
 	}
 }
