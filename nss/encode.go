@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: MIT
+
+package nss
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"mesh.internal/mesh/nss/leaf"
+)
+
+// Encode makes a snapshot. Of several hosts with one name the first has it; an address leads back to the first host
+// that has it. It fails where a host or a group does not fit the format. It needs about 400 bytes for each name.
+func Encode(s Set) ([]byte, error) {
+	e := encoder{set: s, names: make(map[string]int32, 2*len(s.Hosts)), addrs: make(map[netip.Addr]int32, 2*len(s.Hosts))}
+	if err := e.gather(); err != nil {
+		return nil, err
+	}
+	// Too long a chain is a matter of luck, of more buckets less: a small mesh may need another seed, not more room.
+	for try := range 64 {
+		var seed [8]byte
+		rand.Read(seed[:]) // so that nobody can choose names that collide
+		e.seed = le.Uint64(seed[:])
+		if b, ok := e.encode(1 + float64(try)/8); ok {
+			return b, nil
+		}
+	}
+	return nil, errors.New("the names do not spread over any index: this cannot happen by chance")
+}
+
+// The shape of an index.
+const (
+	slotsUsed = 3   // of a bucket's seven, on average
+	bucket    = 384 // bytes, in a file too large for one read: a line and room for some four copies
+	copyRoom  = (bucket - leaf.LineSize) * 3 / 4
+	maxCopy   = 224 // bytes of a record worth a copy beside its slots
+)
+
+// encoder makes one snapshot.
+type encoder struct {
+	set   Set
+	names map[string]int32 // host by name
+	addrs map[netip.Addr]int32
+
+	hostBytes, groupBytes, copyBytes int
+	seed                             uint64
+}
+
+// gather finds out which host each name and each address leads to, and how much room the records take.
+func (e *encoder) gather() error {
+	for i, h := range e.set.Hosts {
+		for j := range 1 + len(h.Aliases) {
+			n := h.name(j)
+			if err := checkName(n); err != nil {
+				return err
+			}
+			if _, ok := e.names[n]; !ok {
+				e.names[n] = int32(i)
+			}
+		}
+		for _, a := range h.Addrs {
+			if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+				return fmt.Errorf("host %s: address %q cannot be in a snapshot", h.Name, a)
+			}
+			if _, ok := e.addrs[a]; !ok {
+				e.addrs[a] = int32(i)
+			}
+		}
+	}
+	var r []byte
+	for i, h := range e.set.Hosts {
+		r = e.appendHost(r[:0], i)
+		if n4, n6 := int(r[14]), int(r[15]); len(r) > leaf.MaxRecord || len(h.Addrs) > 2*MaxAddrs || n4 > MaxAddrs || n6 > MaxAddrs {
+			return fmt.Errorf("host %s has too many addresses (%d; at most %d of a family) or names (%d) for a record of %d bytes",
+				h.Name, len(h.Addrs), MaxAddrs, le.Uint16(r[12:]), leaf.MaxRecord)
+		}
+		e.hostBytes += len(r)
+		if len(r) <= maxCopy {
+			e.copyBytes += len(r) * int(le.Uint16(r[12:]))
+		}
+	}
+	seen := map[string]bool{}
+	for _, g := range e.set.Groups {
+		for _, n := range append([]string{g.Name}, g.Members...) {
+			if err := checkName(n); err != nil {
+				return fmt.Errorf("group %s: %w", g.Name, err)
+			}
+		}
+		if seen[g.Name] {
+			return fmt.Errorf("group %s is there twice", g.Name)
+		}
+		seen[g.Name] = true
+		e.groupBytes += len(appendGroup(nil, g))
+	}
+	return nil
+}
+
+// name is the j-th of a host's names.
+func (h *Host) name(j int) string {
+	if j == 0 {
+		return h.Name
+	}
+	return h.Aliases[j-1]
+}
+
+// leads reports whether the j-th name of host i is one that a record lists: only names that lead there, and each once,
+// so that what a program is shown is what it would find. The canonical name is always listed.
+func (e *encoder) leads(i, j int) bool {
+	h := &e.set.Hosts[i]
+	n := h.name(j)
+	return j == 0 || e.names[n] == int32(i) && n != h.Name && !slices.Contains(h.Aliases[:j-1], n)
+}
+
+// appendHost appends the record of host i without its checksum.
+func (e *encoder) appendHost(b []byte, i int) []byte {
+	h := &e.set.Hosts[i]
+	start := len(b)
+	b = append(b, make([]byte, leaf.RecordHead)...)
+	var n4, n6, names int
+	for _, a := range h.Addrs {
+		if a.Is4() {
+			v4 := a.As4()
+			b = append(b, v4[:]...)
+			n4++
+		}
+	}
+	for _, a := range h.Addrs {
+		if a.Is6() {
+			v6 := a.As16()
+			b = append(b, v6[:]...)
+			n6++
+		}
+	}
+	for j := range 1 + len(h.Aliases) {
+		if e.leads(i, j) {
+			n := h.name(j)
+			b = append(append(b, byte(len(n))), n...)
+			names++
+		}
+	}
+	return endRecord(b, start, names, n4, n6, leaf.RecordHost)
+}
+
+// appendGroup appends a group's record, or as many as it takes, without their checksums.
+func appendGroup(b []byte, g Group) []byte {
+	rest := g.Members
+	for first := true; first || len(rest) > 0; first = false {
+		start := len(b)
+		b = append(b, make([]byte, leaf.RecordHead)...)
+		b = append(append(b, byte(len(g.Name))), g.Name...)
+		names := 1
+		for len(rest) > 0 && len(b)-start+1+len(rest[0]) <= leaf.MaxRecord {
+			b = append(append(b, byte(len(rest[0]))), rest[0]...)
+			rest = rest[1:]
+			names++
+		}
+		b = endRecord(b, start, names, 0, 0, leaf.RecordGroup)
+		if len(rest) > 0 {
+			b[start+17] = 1
+		}
+	}
+	return b
+}
+
+// endRecord pads the record that begins at start and fills its head, except the checksum.
+func endRecord(b []byte, start, names, n4, n6 int, kind byte) []byte {
+	for len(b)%8 != 0 {
+		b = append(b, 0)
+	}
+	r := b[start:]
+	le.PutUint32(r[8:], uint32(len(r)))
+	le.PutUint16(r[12:], uint16(names))
+	r[14], r[15], r[16] = byte(n4), byte(n6), kind
+	return b
+}
+
+// encode makes the file. It reports false where a chain of an index is too long; spread says how much roomier than
+// usual the indexes are.
+func (e *encoder) encode(spread float64) ([]byte, bool) {
+	keys := len(e.names) + len(e.set.Groups)
+	buckets := func(n int) int { return max(1, int(spread*float64(n)/slotsUsed)+1) }
+	nameBuckets, addrBuckets, stride := buckets(keys), buckets(len(e.addrs)), leaf.LineSize
+	if leaf.HeaderSize+(nameBuckets+addrBuckets)*leaf.LineSize+e.hostBytes+e.groupBytes > leaf.MaxRecord {
+		stride = bucket
+		nameBuckets = max(nameBuckets, int(spread*float64(e.copyBytes)/copyRoom))
+	}
+	namesAt := leaf.HeaderSize
+	addrsAt := namesAt + nameBuckets*stride
+	hostsAt := addrsAt + addrBuckets*leaf.LineSize
+	groupsAt := hostsAt + e.hostBytes
+	b := make([]byte, hostsAt, groupsAt+e.groupBytes)
+
+	at := make([]uint32, len(e.set.Hosts)) // offset/8 of each host's record
+	for i := range e.set.Hosts {
+		at[i] = uint32(len(b) / 8)
+		b = e.appendHost(b, i)
+	}
+	names, addrs := b[namesAt:addrsAt], b[addrsAt:hostsAt]
+	ok := true
+	for i := range e.set.Hosts {
+		h := &e.set.Hosts[i]
+		for j := range 1 + len(h.Aliases) {
+			if n := h.name(j); e.names[n] == int32(i) && e.leads(i, j) {
+				ok = ok && insert(names, stride, leaf.Hash([]byte(n), leaf.Name, e.seed), at[i])
+			}
+		}
+	}
+	for _, g := range e.set.Groups {
+		ok = ok && insert(names, stride, leaf.Hash([]byte(g.Name), leaf.Group, e.seed), uint32(len(b)/8))
+		b = appendGroup(b, g)
+	}
+	for a, i := range e.addrs {
+		key := a.AsSlice()
+		ok = ok && insert(addrs, leaf.LineSize, leaf.Hash(key, uintptr(len(key)), e.seed), at[i])
+	}
+	if !ok || crowded(names, stride) || crowded(addrs, leaf.LineSize) {
+		return nil, false
+	}
+	for off := hostsAt; off < len(b); off += int(le.Uint32(b[off+8:])) {
+		e.seal(b, off)
+	}
+	for off := namesAt; off < addrsAt; off += stride {
+		e.addCopies(b, off, stride, groupsAt)
+		e.sealLine(b, off)
+	}
+	for off := addrsAt; off < hostsAt; off += leaf.LineSize {
+		e.sealLine(b, off)
+	}
+	h := b[:leaf.HeaderSize]
+	le.PutUint64(h[0:], leaf.Magic)
+	le.PutUint32(h[8:], leaf.Version)
+	le.PutUint32(h[12:], leaf.HeaderSize)
+	le.PutUint64(h[16:], uint64(len(b)))
+	le.PutUint64(h[24:], uint64(e.set.Created.UnixNano()))
+	le.PutUint64(h[32:], uint64(e.set.Revision))
+	le.PutUint64(h[40:], e.seed)
+	le.PutUint32(h[48:], uint32(nameBuckets))
+	le.PutUint32(h[52:], uint32(addrBuckets))
+	le.PutUint32(h[56:], uint32(len(e.set.Hosts)))
+	le.PutUint32(h[60:], uint32(keys))
+	le.PutUint64(h[64:], uint64(namesAt))
+	le.PutUint64(h[72:], uint64(addrsAt))
+	le.PutUint64(h[80:], uint64(hostsAt))
+	le.PutUint64(h[88:], uint64(groupsAt))
+	le.PutUint64(h[96:], uint64(len(b)))
+	le.PutUint32(h[104:], uint32(len(e.set.Groups)))
+	le.PutUint32(h[108:], uint32(stride))
+	le.PutUint64(h[leaf.HeaderSize-8:], leaf.Sum(h[:leaf.HeaderSize-8], e.seed, 0))
+	return b, true
+}
+
+// seal writes the checksum of the record at off.
+func (e *encoder) seal(b []byte, off int) {
+	r := b[off:][:le.Uint32(b[off+8:])]
+	le.PutUint64(r, leaf.Sum(r[8:], e.seed, uint64(off)))
+}
+
+// sealLine writes the checksum of the line at off.
+func (e *encoder) sealLine(b []byte, off int) {
+	l := b[off:][:leaf.LineSize]
+	le.PutUint64(l[leaf.LineSize-8:], leaf.Sum(l[:leaf.LineSize-8], e.seed, uint64(off)))
+}
+
+// addCopies puts copies of the hosts' records that the bucket at off leads to behind its line, as far as there is room.
+func (e *encoder) addCopies(b []byte, off, stride, groupsAt int) {
+	free, end := off+leaf.LineSize, off+stride
+	var from, to [leaf.LineSlots]uint32 // a host may be in a bucket by several names
+	n := 0
+	for s := range leaf.LineSlots {
+		slot := b[off+s*8+4:]
+		at := le.Uint32(slot)
+		if at == 0 || int(at)*8 >= groupsAt {
+			continue
+		}
+		if i := slices.Index(from[:n], at); i >= 0 {
+			le.PutUint32(slot, to[i])
+			continue
+		}
+		r := b[int(at)*8:][:le.Uint32(b[int(at)*8+8:])]
+		if len(r) > maxCopy || len(r) > end-free {
+			continue
+		}
+		copy(b[free:], r)
+		e.seal(b, free)
+		from[n], to[n] = at, uint32(free/8)
+		le.PutUint32(slot, to[n])
+		n++
+		free += len(r)
+	}
+}
+
+// insert puts a slot into the first bucket with room from the hash's own on, and reports whether there is one.
+func insert(index []byte, stride int, hash uint64, at uint32) bool {
+	n := len(index) / stride
+	first := int((hash >> 32) * uint64(n) >> 32)
+	for p := range min(leaf.MaxProbe, n) {
+		l := index[(first+p)%n*stride:]
+		for s := range leaf.LineSlots {
+			if le.Uint32(l[s*8+4:]) == 0 {
+				le.PutUint32(l[s*8:], uint32(hash))
+				le.PutUint32(l[s*8+4:], at)
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// crowded reports whether a look-up of a name that is not there might find no empty slot in the buckets it may read.
+func crowded(index []byte, stride int) bool {
+	n := len(index) / stride
+	full := 0
+	for i := range n + leaf.MaxProbe - 1 {
+		if le.Uint32(index[i%n*stride+leaf.LineSize-12:]) == 0 {
+			full = 0
+		} else if full++; full == leaf.MaxProbe {
+			return true
+		}
+	}
+	return false
+}
