@@ -42,8 +42,11 @@ func TestManPage(t *testing.T) {
 	}
 	cmd := exec.Command(mandoc, "-T", "lint", "-W", "warning")
 	cmd.Stdin = strings.NewReader(page)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("mandoc: %v\n%s", err, out)
+	out, _ := cmd.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if !strings.Contains(line, "missing date") { // the page has none, so that its bytes do not change from day to day
+			t.Errorf("mandoc: %s", line)
+		}
 	}
 }
 
