@@ -5,7 +5,8 @@
 // UDP port. Batches pass through as they come (GSO, GRO).
 //
 // Packets from anywhere are handed to the engine, which authenticates them; the engine's answers go to the node's
-// path. The package knows nothing of records, names or what is inside the packets.
+// path. Of each pair one node begins the handshakes, and only when it has found a way (see leads). The package knows nothing
+// of records, names or what is inside the packets.
 //
 // Run owns the goroutine that probes. Open and Close are the engine's.
 package link
