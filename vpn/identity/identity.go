@@ -225,6 +225,7 @@ type Identity struct {
 	Key   *ecdsa.PrivateKey   // signs records and names, serves TLS
 	WG    *ecdh.PrivateKey    // X25519, the WireGuard key
 	Node  Node                // what the leaf says
+	Join  uint16              // what this node's records say of Record.Join; set before they are made
 }
 
 // NewKeys makes the two keys of a node.

@@ -26,6 +26,7 @@ type Record struct {
 	WG        *ecdh.PublicKey  // X25519
 	Endpoints []netip.AddrPort // UDP, where the node may be reached: public, then local
 	Hosts     []string         // the same as "host:port" with a name in the public DNS, not of the mesh
+	Join      uint16           // TCP port on its mesh addresses where the node lets invited strangers in; 0: it does not
 	raw       []byte
 }
 
@@ -37,6 +38,7 @@ type body struct {
 	WG        []byte   `cbor:"3,keyasint"`
 	Endpoints [][]byte `cbor:"4,keyasint,omitempty"` // 6 or 18 bytes: address, then port, big endian
 	Hosts     []string `cbor:"5,keyasint,omitempty"`
+	Join      uint16   `cbor:"6,keyasint,omitempty"`
 }
 
 type signed struct {
@@ -55,7 +57,7 @@ var (
 
 // Record makes and signs this node's record.
 func (id *Identity) Record(seq uint64, endpoints []netip.AddrPort, hosts []string) (*Record, error) {
-	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: hosts}
+	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: hosts, Join: id.Join}
 	for _, c := range id.Chain {
 		b.Chain = append(b.Chain, c.Raw)
 	}
@@ -97,7 +99,7 @@ func (ca *CA) ParseRecord(b []byte) (*Record, error) {
 	if len(d.Chain) == 0 || len(d.Chain) > 4 || len(d.Endpoints) > maxEndpoints || len(d.Hosts) > maxEndpoints {
 		return nil, errors.New("node record has too many or too few parts")
 	}
-	r := &Record{Seq: d.Seq, Hosts: d.Hosts, raw: append([]byte(nil), b...)}
+	r := &Record{Seq: d.Seq, Hosts: d.Hosts, Join: d.Join, raw: append([]byte(nil), b...)}
 	for _, der := range d.Chain {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {

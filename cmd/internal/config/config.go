@@ -55,7 +55,7 @@ type Config struct {
 	Mesh      string   `toml:"mesh" comment:"The mesh, the zone of its names and its IPv4 prefix: the same on every node."`
 	Domain    string   `toml:"domain"`
 	Prefix    string   `toml:"prefix"`
-	Port      int      `toml:"port" comment:"UDP port of the tunnels; new nodes join on TCP at the same number."`
+	Port      int      `toml:"port" comment:"UDP port of the tunnels; new nodes join on TCP at the same number, on this node or through it."`
 	Public    []string `toml:"public" comment:"Where others reach this node from the Internet: host or host:port."`
 	Connect   []string `toml:"connect" comment:"Nodes to keep a tunnel to, always."`
 	Interface string   `toml:"interface" comment:"The tunnels' network interface, and the largest packet it takes in bytes, 1280 to 1420."`

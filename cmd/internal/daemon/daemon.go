@@ -18,10 +18,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -88,6 +86,7 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	id.Join = joinPort(c, id)
 	level, _ := c.Level()
 	opts.Level.Set(level)
 	p4, err := c.Prefix4()
@@ -136,7 +135,7 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(d.writeSnapshots(d.names.Changed()))
 		goRun(d.names.Run)
 		goRun(d.serveDNS)
-		goRun(d.serveJoin)
+		goRun(d.serveTCP)
 		goRun(d.serveAPI)
 		goRun(d.reload)
 		goRun(d.watchdog)
@@ -224,27 +223,6 @@ func (d *daemon) serveDNS(ctx context.Context) error {
 		d.warn("dns", err.Error())
 	}
 	return nil
-}
-
-// serveJoin lets invited strangers in, where this node may invite.
-func (d *daemon) serveJoin(ctx context.Context) error {
-	if d.id.CA.Key == nil {
-		return nil
-	}
-	c := d.cfg.Load()
-	l, err := net.Listen("tcp", ":"+strconv.Itoa(c.Port))
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("TCP port %d is in use: end the program that has it, or choose another (port = … in mesh.toml): %w", c.Port, err)
-	}
-	if err != nil {
-		return fmt.Errorf("listening for new nodes: %w", err)
-	}
-	s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Learn: d.node.Learn, Log: d.log,
-		Mesh: func() join.Mesh {
-			c := d.cfg.Load()
-			return join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: endpoints(c, d.id), Inviter: c.Name, Port: uint16(c.Port)}
-		}}
-	return s.Serve(ctx, l)
 }
 
 // reload reads the configuration again when asked to. What cannot change in a running daemon is named.
