@@ -232,13 +232,9 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 		add(netip.AddrPortFrom(a, uint16(c.Port)).String())
 	}
 	t.Via = d.between()
-	warning := ""
-	if len(t.Via) == 0 && len(c.Public) == 0 && !slices.ContainsFunc(locals, join.Public) {
-		const what = "neither this node nor another of the mesh has an address that can be reached from everywhere: set public = [\"HOST\"] in mesh.toml of one"
-		if len(t.Endpoints) == 0 {
-			return nil, errors.New(what)
-		}
-		warning = "the new node can join only from the network that this machine is in: " + what
+	warning, err := unreachable(t, len(c.Public) > 0 || slices.ContainsFunc(locals, join.Public))
+	if err != nil {
+		return nil, err
 	}
 	addr, err := d.names.ClaimNode(r.Context(), t.Name, q.Addr, expires)
 	if err != nil {

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"mesh.internal/mesh/cmd/internal/config"
@@ -51,6 +52,19 @@ func (d *daemon) between() []string {
 		return 1
 	})
 	return join.Members(others)
+}
+
+// unreachable says who cannot join with an invitation, if there is somebody; if it is everybody, as an error. public
+// reports whether the inviter has an address that can be reached from everywhere.
+func unreachable(t join.Token, public bool) (warning string, err error) {
+	if public || len(t.Via) > 0 {
+		return "", nil
+	}
+	const what = "neither this node nor another of the mesh has an address that can be reached from everywhere: set public = [\"HOST\"] in mesh.toml of one"
+	if len(t.Endpoints) == 0 {
+		return "", errors.New(what)
+	}
+	return "the new node can join only from the network that this machine is in: " + what, nil
 }
 
 // joinPort is what this node's records say of joining.
