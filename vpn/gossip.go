@@ -4,10 +4,13 @@ package vpn
 
 import (
 	"context"
+	"maps"
 	"math/big"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -92,6 +95,45 @@ func compare(d *digest, known map[string]*identity.Record) (push []*identity.Rec
 		}
 	}
 	return push, want
+}
+
+// flood pushes a record to the neighbours and whoever has been heard of late. n.mu is held.
+func (n *Node) flood(r *identity.Record, from string) {
+	now := time.Now()
+	for name, p := range n.peers {
+		if name != from && name != r.Node.Name && (n.isNeighbour(name) || now.Sub(p.Status().LastHeard) < recentlyHeard) {
+			n.send(name, message{Record: r.Bytes()})
+		}
+	}
+}
+
+// repair compares records with a neighbour now and then, at first with all of them.
+func (n *Node) repair(ctx context.Context) {
+	wait := time.Duration(0)
+	for first := true; sleep(ctx, wait); first = false {
+		n.mu.Lock()
+		var near []string
+		for name := range n.peers {
+			if n.isNeighbour(name) {
+				near = append(near, name)
+			}
+		}
+		if !first && len(near) > 1 {
+			near = []string{near[rand.N(len(near))]}
+		}
+		for _, name := range near {
+			n.compareWith(name)
+		}
+		n.mu.Unlock()
+		wait = repairEvery*3/4 + rand.N(repairEvery/2)
+	}
+}
+
+// compareWith sends a node what is known here, which it answers with what differs. n.mu is held.
+func (n *Node) compareWith(name string) {
+	for _, d := range digests(slices.Collect(maps.Values(n.records))) {
+		n.send(name, d)
+	}
 }
 
 // control is a control packet that came in.
