@@ -26,6 +26,7 @@ type message struct {
 	Record []byte   `cbor:"1,keyasint,omitempty"` // push: one node record
 	Digest *digest  `cbor:"2,keyasint,omitempty"` // what the sender has
 	Want   []string `cbor:"3,keyasint,omitempty"` // names whose records the sender asks for
+	Cands  [][]byte `cbor:"4,keyasint,omitempty"` // addresses at which the sender may be, and it asks for the receiver's
 }
 
 // digest lists the records that the sender has of all names from From up to but not including To (empty: to the end).
@@ -97,11 +98,10 @@ func compare(d *digest, known map[string]*identity.Record) (push []*identity.Rec
 	return push, want
 }
 
-// flood pushes a record to the neighbours and whoever has been heard of late. n.mu is held.
+// flood pushes a record to the neighbours. n.mu is held.
 func (n *Node) flood(r *identity.Record, from string) {
-	now := time.Now()
-	for name, p := range n.peers {
-		if name != from && name != r.Node.Name && (n.isNeighbour(name) || now.Sub(p.Status().LastHeard) < recentlyHeard) {
+	for _, name := range n.neighbours() {
+		if name != from && name != r.Node.Name {
 			n.send(name, message{Record: r.Bytes()})
 		}
 	}
@@ -112,12 +112,7 @@ func (n *Node) repair(ctx context.Context) {
 	wait := time.Duration(0)
 	for first := true; sleep(ctx, wait); first = false {
 		n.mu.Lock()
-		var near []string
-		for name := range n.peers {
-			if n.isNeighbour(name) {
-				near = append(near, name)
-			}
-		}
+		near := n.neighbours()
 		if !first && len(near) > 1 {
 			near = []string{near[rand.N(len(near))]}
 		}
@@ -180,11 +175,17 @@ func (n *Node) receive(from netip.Addr, payload []byte) {
 			n.cfg.Log.Warn("a node record is not accepted", "peer", sender, "err", err)
 		}
 	}
-	if m.Digest == nil && len(m.Want) == 0 {
+	if m.Digest == nil && len(m.Want) == 0 && m.Cands == nil {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if m.Cands != nil && n.records[sender] != nil {
+		n.suggest(sender, decodeAddrs(m.Cands))
+		if n.peers[sender] != nil {
+			n.tell(sender)
+		}
+	}
 	if m.Digest != nil && len(m.Digest.Items) <= 64 {
 		push, want := compare(m.Digest, n.records)
 		for _, r := range push {
@@ -204,7 +205,7 @@ func (n *Node) receive(from netip.Addr, payload []byte) {
 // send puts a message into the tunnel to a node. n.mu is held.
 func (n *Node) send(to string, m message) {
 	r := n.records[to]
-	if r == nil || n.seam == nil {
+	if r == nil || n.seam == nil || n.activate(to) == nil {
 		return
 	}
 	dst, ok := addr6(r.Node)

@@ -64,8 +64,10 @@ func (n *Node) resolve(ctx context.Context) {
 			}
 			if len(found) > 0 {
 				n.mu.Lock()
-				n.hosts[rec.Node.Name] = found[:min(len(found), 4)]
-				n.refresh()
+				if m := n.members[rec.Node.Name]; m != nil {
+					m.hosts = found[:min(len(found), 4)]
+					n.refresh(rec.Node.Name)
+				}
 				n.mu.Unlock()
 			}
 		}

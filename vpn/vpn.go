@@ -16,10 +16,8 @@ package vpn
 import (
 	"context"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +37,8 @@ type Config struct {
 	Port      int            // UDP
 	Public    []string       // host:port, announced before the machine's own addresses
 	Connect   []string       // nodes to keep a tunnel to
+	NoRelay   bool           // does not carry packets between other nodes
+	RelayRate int64          // bytes a second that are carried for one of them; 0: as many as can be
 	Interface string
 	MTU       int
 	StateDir  string // records.cbor lives here
@@ -47,44 +47,55 @@ type Config struct {
 	TUN    tun.Device                   // tests: instead of a kernel interface
 	Bind   conn.Bind                    // tests: instead of UDP sockets
 	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
+
+	IdleAfter time.Duration // tests: how long a tunnel that nobody needs is kept; 0: five minutes
 }
 
 const (
-	autoNeighbours = 3                // besides those in Connect
-	repairEvery    = 20 * time.Second // ± a quarter
-	settleFor      = 300 * time.Millisecond
-	resolveEvery   = 5 * time.Minute
-	recentlyHeard  = time.Minute
-	maxRecords     = 10000
+	repairEvery  = 20 * time.Second // ± a quarter
+	resolveEvery = 5 * time.Minute
+	maxRecords   = 10000
 )
 
 // Node is this node on the mesh. Its methods are safe for concurrent use.
 type Node struct {
-	cfg   Config
-	self  string
-	addr6 netip.Addr
-	ready chan struct{} // closed by Run when packets flow
-	inbox chan control  // from the engine's goroutines, which must not wait
+	cfg       Config
+	self      string
+	addr6     netip.Addr
+	ready     chan struct{} // closed by Run when packets flow
+	inbox     chan control  // from the engine's goroutines, which must not wait
+	strangers chan stranger // from the link's, the same
+	relink    chan struct{} // capacity 1: links, records or ways have changed
+	dirty     chan struct{} // capacity 1: records.cbor is behind
 
 	senders atomic.Pointer[map[netip.Addr]*link.Peer] // by inner address; replaced as a whole
 
-	mu      sync.Mutex // guards the fields below; taken before the link's and the seam's
-	changed chan struct{}
-	records map[string]*identity.Record // by name, this node's too
-	byAddr  map[netip.Addr]string
-	peers   map[string]*link.Peer
-	hosts   map[string][]netip.AddrPort // resolved public names, by node
-	seam    *seam                       // nil unless Run runs
-	engine  *engine
-	link    *link.Link
-	public  []string
-	dirty   chan struct{} // capacity 1: records.cbor is behind
+	mu        sync.Mutex // guards the fields below; taken before the link's and the seam's
+	changed   chan struct{}
+	records   map[string]*identity.Record // by name, this node's too
+	members   map[string]*member          // the same names
+	byAddr    map[netip.Addr]string
+	byID      map[link.ID]string
+	peers     map[string]*link.Peer
+	chosen    map[string]bool // neighbours of this node's choice
+	trials    map[string]*trial
+	lastTrial time.Time
+	routes    *routes
+	remap     bool  // records or links have changed since the routes were computed
+	said      pacer // of this node's record
+	seam      *seam // nil unless Run runs
+	engine    *engine
+	link      *link.Link
+	public    []string
 }
 
 // New prepares a node.
 func New(cfg Config) (*Node, error) {
-	n := &Node{cfg: cfg, self: cfg.Identity.Node.Name, ready: make(chan struct{}), inbox: make(chan control, maxQueued), changed: make(chan struct{}), records: map[string]*identity.Record{},
-		byAddr: map[netip.Addr]string{}, peers: map[string]*link.Peer{}, hosts: map[string][]netip.AddrPort{}, public: cfg.Public, dirty: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, self: cfg.Identity.Node.Name, public: cfg.Public,
+		ready: make(chan struct{}), changed: make(chan struct{}), inbox: make(chan control, maxQueued), strangers: make(chan stranger, maxStranger),
+		relink: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
+		records: map[string]*identity.Record{}, members: map[string]*member{}, byAddr: map[netip.Addr]string{}, byID: map[link.ID]string{},
+		peers: map[string]*link.Peer{}, chosen: map[string]bool{}, trials: map[string]*trial{}}
 	var ok bool
 	if n.addr6, ok = addr6(cfg.Identity.Node); !ok {
 		return nil, fmt.Errorf("the certificate of %s has no IPv6 address: ask for a new invitation and join again", n.self)
@@ -97,38 +108,6 @@ func New(cfg Config) (*Node, error) {
 
 // Ready is closed when the interface is up and packets flow.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
-
-// refresh gives every path its addresses. n.mu is held.
-func (n *Node) refresh() {
-	senders := map[netip.Addr]*link.Peer{}
-	defer n.senders.Store(&senders)
-	for name, p := range n.peers {
-		for _, a := range n.records[name].Node.Addrs {
-			senders[a] = p
-		}
-		p.Set(append(slices.Clone(n.hosts[name]), n.records[name].Endpoints...), n.isNeighbour(name))
-	}
-}
-
-// isNeighbour reports whether a tunnel to name is kept: those in Connect, and a few more, chosen so that over the whole
-// mesh every node is somebody's choice as often as another. n.mu is held.
-func (n *Node) isNeighbour(name string) bool {
-	if slices.Contains(n.cfg.Connect, name) {
-		return true
-	}
-	rank := func(s string) uint64 {
-		h := fnv.New64a()
-		h.Write([]byte(n.self + "\x00" + s))
-		return h.Sum64()
-	}
-	mine, better := rank(name), 0
-	for other := range n.peers {
-		if other != name && !slices.Contains(n.cfg.Connect, other) && rank(other) < mine {
-			better++
-		}
-	}
-	return better < autoNeighbours
-}
 
 // Run keeps the node on the mesh until ctx ends.
 func (n *Node) Run(ctx context.Context) (err error) {
@@ -155,8 +134,11 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		dev.Close()
 		return err
 	}
-	s.control, s.heard = n.enqueue, n.heard
-	l := link.New(bind, n.cfg.Identity.WG)
+	s.control, s.heard, s.demand = n.enqueue, n.heard, n.demand
+	l := link.New(bind, n.cfg.Identity.WG, n.cfg.MTU+sealed)
+	l.SetRelay(!n.cfg.NoRelay, n.cfg.RelayRate)
+	l.Stranger = n.knock
+	l.Changed = func(*link.Peer) { n.changedLink() }
 	e, err := newEngine(s, l, n.cfg.Identity.WG, n.cfg.Port, n.cfg.Log)
 	if err != nil {
 		return err // the engine has closed the device
@@ -177,6 +159,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.resolve(ctx) })
 	wg.Go(func() { n.move(ctx, moved) })
 	wg.Go(func() { n.save(ctx) })
+	wg.Go(func() { n.admit(ctx) })
+	wg.Go(func() { n.tend(ctx) })
+	wg.Go(func() { n.sweep(ctx) })
 	if n.cfg.TUN == nil {
 		wg.Go(func() {
 			if err := netif.Watch(ctx, func() { poke(moved) }); err != nil {
@@ -214,45 +199,4 @@ func (n *Node) heard(from netip.Addr) {
 			p.Heard(time.Now())
 		}
 	}
-}
-
-// PeerStatus is how things stand with another node.
-type PeerStatus struct {
-	Name      string
-	Addrs     []netip.Addr
-	Endpoint  netip.AddrPort // zero: no way is known now
-	RTT       time.Duration
-	LastHeard time.Time
-	Handshake time.Time
-	RX, TX    uint64 // bytes
-}
-
-// Peers returns how things stand with every other node, sorted by name.
-func (n *Node) Peers() []PeerStatus {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var t map[string]traffic
-	if n.engine != nil {
-		var err error
-		if t, err = n.engine.traffic(); err != nil {
-			n.cfg.Log.Warn("the tunnels do not tell their traffic", "err", err)
-		}
-	}
-	var out []PeerStatus
-	for name, r := range n.records {
-		p := n.peers[name]
-		if p == nil {
-			continue
-		}
-		s, tr := p.Status(), t[p.DstToString()]
-		out = append(out, PeerStatus{Name: name, Addrs: r.Node.Addrs, Endpoint: s.Endpoint, RTT: s.RTT, LastHeard: s.LastHeard,
-			Handshake: tr.handshake, RX: tr.rx, TX: tr.tx})
-	}
-	slices.SortFunc(out, func(a, b PeerStatus) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
-	return out
 }

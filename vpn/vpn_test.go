@@ -256,7 +256,7 @@ func TestReplay(t *testing.T) {
 	m.net.Taps = append(m.net.Taps, func(from, to netip.AddrPort, b []byte) {
 		switch {
 		case from == evil:
-		case to == evil && len(b) != 68:
+		case to == evil && len(b) != 92:
 			t.Errorf("%d bytes were sent to whoever replayed", len(b))
 		default:
 			select {
