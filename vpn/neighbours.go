@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/link"
 )
 
 // Neighbours are the nodes to which a tunnel is kept: those in Connect, and a few more that can be reached directly,
@@ -38,7 +39,7 @@ func (n *Node) isNeighbour(name string) bool { return n.chosen[name] }
 // neighbours are all to whom a tunnel is kept from either side and that can be reached now. n.mu is held.
 func (n *Node) neighbours() (out []string) {
 	for name, p := range n.peers {
-		if s := p.Status(); s.Way.String() != "none" && (n.chosen[name] || s.Kept) {
+		if s := p.Status(); s.Way != (link.Way{}) && (n.chosen[name] || s.Kept) {
 			out = append(out, name)
 		}
 	}
@@ -137,13 +138,9 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 	n.chosen = chosen
 	for name := range chosen {
 		if !was[name] {
-			if n.activate(name) != nil {
-				n.refresh(name)
-				n.compareWith(name) // it may know others, and want to know ours
-			}
-		} else if n.peers[name] == nil {
-			n.activate(name)
+			n.refresh(name)
 		}
+		n.activate(name)
 	}
 	for name := range was {
 		if !chosen[name] {
@@ -171,6 +168,7 @@ const tendEvery = 30 * time.Second
 func (n *Node) tend(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var last []string // neighbours that were reached
 	for {
 		select {
 		case <-ctx.Done():
@@ -184,6 +182,13 @@ func (n *Node) tend(ctx context.Context) {
 		n.mu.Lock()
 		now := time.Now()
 		again := n.choose(now)
+		near := n.neighbours()
+		for _, name := range near {
+			if !slices.Contains(last, name) {
+				n.compareWith(name) // it may know others, and want to know ours
+			}
+		}
+		last = near
 		n.announce(0)
 		n.reroute()
 		for name := range n.peers {

@@ -151,7 +151,7 @@ func (n *Node) refresh(name string) {
 			addrs = append(addrs, a)
 		}
 	}
-	p.Set(addrs, n.routes.to(m.id), n.isNeighbour(name))
+	p.Set(addrs, n.routesTo(name, p.Status()), n.isNeighbour(name))
 }
 
 // sweep ends being a peer where there is nothing to talk about, until ctx ends.

@@ -92,13 +92,9 @@ func (n *Node) learn(b []byte, from string) error {
 func (n *Node) note() {
 	close(n.changed)
 	n.changed = make(chan struct{})
-	n.remap = true
 	poke(n.dirty)
 	poke(n.relink)
 }
-
-// changedLink says that a link may have changed. It may be called with the link's locks held.
-func (n *Node) changedLink() { poke(n.relink) }
 
 // adopt makes r the record of its node, and its tunnel, if there is one, what r says. n.mu is held.
 func (n *Node) adopt(r *identity.Record) error {

@@ -32,8 +32,9 @@ func (c *cut) lost(from, to netip.AddrPort) bool {
 }
 
 // chain is a mesh in which each node reaches only the next one.
-func chain(t *testing.T, n int) (*mesh, *cut, []*node) {
+func chain(t *testing.T, n int, taps ...func(from, to netip.AddrPort, b []byte)) (*mesh, *cut, []*node) {
 	m := newMesh(t)
+	m.net.Taps = taps
 	c := &cut{pairs: map[[2]netip.Addr]bool{}}
 	m.net.Lose(c.lost)
 	var nodes []*node
@@ -98,14 +99,13 @@ func TestRelayOfSeveral(t *testing.T) {
 
 // TestRelaySeesNothing watches what goes through a relay, and sends it again, changed and from elsewhere.
 func TestRelaySeesNothing(t *testing.T) {
-	m, _, n := chain(t, 3)
 	evil := netip.MustParseAddrPort("203.0.113.66:1")
 	type dg struct {
 		from, to netip.AddrPort
 		b        []byte
 	}
 	seen := make(chan dg, 10000)
-	m.net.Taps = append(m.net.Taps, func(from, to netip.AddrPort, b []byte) {
+	m, _, n := chain(t, 3, func(from, to netip.AddrPort, b []byte) {
 		if to == evil && len(b) > 92 {
 			t.Errorf("%d bytes were sent to a stranger", len(b))
 		}

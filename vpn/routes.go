@@ -20,7 +20,7 @@ const maxRoutes = 3
 // hopCost is what a relay costs in comparison, besides the round trips.
 const hopCost = 5 * time.Millisecond
 
-// routes is the map of the mesh as this node sees it. The zero value has no routes. It is replaced as a whole.
+// routes is the map of the mesh as this node sees it. It is replaced as a whole.
 type routes struct {
 	index map[link.ID]int
 	ids   []link.ID
@@ -131,9 +131,6 @@ func (r *routes) tree(banned link.ID) *tree {
 
 // to returns routes to a node through others, the best first.
 func (r *routes) to(id link.ID) (out []link.Route) {
-	if r == nil {
-		return nil
-	}
 	i, ok := r.index[id]
 	if ok {
 		banned := link.ID{}
@@ -160,27 +157,38 @@ func (r *routes) to(id link.ID) (out []link.Route) {
 	return out
 }
 
-// reroute draws the map anew, if it may have changed, and tells the peers. n.mu is held.
+// reroute tells the peers of new routes. n.mu is held.
 func (n *Node) reroute() {
-	if !n.remap {
-		return
-	}
-	n.remap = false
-	own := map[link.ID]time.Duration{}
-	for name, p := range n.peers {
-		if s := p.Status(); s.Direct {
-			own[n.members[name].id] = linkCost(s)
-		}
-	}
-	byID := make(map[link.ID]*identity.Record, len(n.records))
-	for name, r := range n.records {
-		byID[n.members[name].id] = r
-	}
-	n.routes = newRoutes(n.members[n.self].id, byID, own)
+	n.routes = nil // drawn anew when somebody needs it
 	for name := range n.peers {
 		n.refresh(name)
 	}
 }
+
+// routesTo returns routes to a peer, if it may need some: it is not reached directly, or something is sent to it, so that
+// they should be at hand when the direct way is cut. The map is drawn when it is needed. n.mu is held.
+func (n *Node) routesTo(name string, s link.Status) []link.Route {
+	if s.Direct && time.Since(s.LastSent) > routesLast {
+		return nil
+	}
+	if n.routes == nil {
+		own := map[link.ID]time.Duration{}
+		for name, p := range n.peers {
+			if s := p.Status(); s.Direct {
+				own[n.members[name].id] = linkCost(s)
+			}
+		}
+		byID := make(map[link.ID]*identity.Record, len(n.records))
+		for name, r := range n.records {
+			byID[n.members[name].id] = r
+		}
+		n.routes = newRoutes(n.members[n.self].id, byID, own)
+	}
+	return n.routes.to(n.members[name].id)
+}
+
+// routesLast is how long after the last packet a path is told of routes.
+const routesLast = time.Minute
 
 // linkCost is what a direct link to a peer costs, as records tell it.
 func linkCost(s link.Status) time.Duration {

@@ -81,7 +81,6 @@ type Node struct {
 	trials    map[string]*trial
 	lastTrial time.Time
 	routes    *routes
-	remap     bool  // records or links have changed since the routes were computed
 	said      pacer // of this node's record
 	seam      *seam // nil unless Run runs
 	engine    *engine
@@ -138,7 +137,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	l := link.New(bind, n.cfg.Identity.WG, n.cfg.MTU+sealed)
 	l.SetRelay(!n.cfg.NoRelay, n.cfg.RelayRate)
 	l.Stranger = n.knock
-	l.Changed = func(*link.Peer) { n.changedLink() }
+	l.Changed = func(*link.Peer) { poke(n.relink) }
 	e, err := newEngine(s, l, n.cfg.Identity.WG, n.cfg.Port, n.cfg.Log)
 	if err != nil {
 		return err // the engine has closed the device

@@ -71,7 +71,7 @@ type Hooks struct {
 	Stranger func(id ID, opens func(*Peer) bool, again func())
 	// Stream sends datagrams over a stream to a peer.
 	Stream func(peer string, bufs [][]byte) error
-	// Changed tells that the way to a peer, or what is known of it, has changed.
+	// Changed tells that the way to a peer has changed, or that packets to it begin.
 	Changed func(p *Peer)
 }
 
@@ -318,7 +318,7 @@ func (p *Peer) Status() Status {
 	defer p.mu.Unlock()
 	p.sync()
 	s := Status{LastHeard: p.path.lastHeard, LastSent: p.path.lastSend, Kept: time.Since(p.path.kept) < seenLasts, Seen: p.seen}
-	if c := p.path.best; c != nil {
+	if c := p.path.best; !p.path.dead() {
 		s.Way, s.Reason, s.RTT, s.Loss, s.MTU = c.way, p.path.reason, c.rtt, c.loss, p.path.mtu()
 	}
 	if c := p.path.direct(); c != nil {
@@ -734,6 +734,9 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	kind := bufs[0][0]
 	if best == nil || kind == initiation || now.Sub(time.Unix(0, was)) > beatEvery/2 {
 		defer p.wake() // so that silence is noticed
+	}
+	if now.Sub(time.Unix(0, was)) > demandLasts && l.Changed != nil {
+		l.Changed(p) // ways to it are needed now
 	}
 	switch {
 	case kind == initiation && !p.leads():

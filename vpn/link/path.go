@@ -76,10 +76,12 @@ const (
 	probeRarely   = 80 * time.Second // this
 	probeFast     = 10
 	searchEvery   = 10 * time.Second // for something better, while what is in use is good
+	goneAfter     = 3                // answers missed in a row
 	pingsOut      = 4                // so that a round trip of pingsOut*probeEvery can be measured
 	demandLasts   = 10 * time.Second
 	keepEvery     = 20 * time.Second
 	seenLasts     = 3 * time.Minute
+	maxRTT        = 2 * time.Second // an answer that took longer tells of this machine, not of the path
 	maxDirect     = 16
 	maxVia        = 6
 	mtuEvery      = 2 * time.Second // while something is sent: do large packets still pass?
@@ -214,7 +216,7 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 			c.missed++
 			c.good = 0
 			c.waiting = time.Time{}
-			if c.missed < 3 { // more in a row is not loss but a cut
+			if c.missed < goneAfter { // more in a row is not loss but a cut
 				c.loss += (1 - c.loss) / 32
 			}
 			if c == p.best && c.missed == 1 {
@@ -420,11 +422,13 @@ func (p *path) handle(f probe, from Way, now time.Time) (outs []out, wants, anew
 
 // answer notes that a candidate has answered after so long, and chooses it where it is better.
 func (p *path) answer(c *candidate, sample time.Duration, now time.Time) {
-	if c.rtt == 0 {
+	sample = min(sample, maxRTT)
+	switch {
+	case c.rtt == 0:
 		c.rtt = sample
-	} else if sample > 2*c.rtt { // what is loaded suddenly is believed at once
+	case sample > 2*c.rtt || sample < c.rtt/2: // loaded of late, or no more
 		c.rtt += (sample - c.rtt) / 2
-	} else {
+	default:
 		c.rtt += (sample - c.rtt) / 8
 	}
 	c.waiting, c.answered, c.seen, c.confirmed, c.missed = time.Time{}, now, now, true, 0
@@ -465,7 +469,7 @@ func (p *path) moved(now time.Time) []out {
 // direct is the cheapest way that needs no other node, for what this node sends on for others. Nil: there is none.
 func (p *path) direct() (found *candidate) {
 	for _, c := range p.cands {
-		if c.confirmed && c.missed < 3 && !c.way.relayed() && (found == nil || c.cost() < found.cost()) {
+		if c.confirmed && c.missed < goneAfter && !c.way.relayed() && (found == nil || c.cost() < found.cost()) {
 			found = c
 		}
 	}
@@ -479,7 +483,11 @@ func (p *path) late(now time.Time) {
 			c.waiting = now
 		}
 	}
+	p.nextBeat = now
 }
+
+// dead reports whether the way in use does not answer, and no other does.
+func (p *path) dead() bool { return p.best == nil || p.best.missed >= goneAfter }
 
 // mtu is the largest datagram, without a trailer, that the way in use takes. 0: not known.
 func (p *path) mtu() int {
