@@ -100,11 +100,12 @@ type Peer struct {
 
 	mu    sync.Mutex // guards the fields below
 	path  *path
-	ready bool           // Set was called: the engine knows the peer
-	lost  bool           // the peer has no session with this node, which leads
-	void  bool           // and has none because it was started anew
-	begun time.Time      // when the engine made its last initiation
-	seen  netip.AddrPort // where the peer saw this node last
+	ready bool                                    // Set was called: the engine knows the peer
+	lost  bool                                    // the peer has no session with this node, which leads
+	void  bool                                    // and has none because it was started anew
+	begun time.Time                               // when the engine made its last initiation
+	seen  netip.AddrPort                          // where the peer saw this node last
+	eps   map[netip.AddrPort]*conn.StdNetEndpoint // with the address of this machine to which the peer sent: it may have several
 
 	parked []byte // the engine's last initiation, until there is a way
 
@@ -180,7 +181,7 @@ func (l *Link) Peer(name string, pub *ecdh.PublicKey) (*Peer, error) {
 	if p := l.byKey[k]; p != nil {
 		return p, nil
 	}
-	p = &Peer{Name: name, link: l, key: k, id: recv.id, send: send, recv: recv, path: newPath(l.full)}
+	p = &Peer{Name: name, link: l, key: k, id: recv.id, send: send, recv: recv, path: newPath(l.full), eps: map[netip.AddrPort]*conn.StdNetEndpoint{}}
 	if l.byID[p.id] != nil || p.id == l.id {
 		return nil, fmt.Errorf("the WireGuard key of %s has the ID of another node's: let it join again with a new key", name)
 	}
@@ -359,6 +360,10 @@ func (p *Peer) publish() (changed bool) {
 	set := func(at *atomic.Pointer[route], c *candidate) bool {
 		old := at.Load()
 		var first *Peer
+		var ep *conn.StdNetEndpoint
+		if c != nil && c.way.udp() {
+			ep = p.endpoint(c.way.Addr)
+		}
 		if c != nil && c.way.relayed() {
 			if first = p.link.byIDPeer(c.way.Via[0]); first == nil { // the relay is no peer any more
 				c.confirmed = false
@@ -366,23 +371,21 @@ func (p *Peer) publish() (changed bool) {
 			}
 		}
 		switch {
-		case c == nil && old == nil, c != nil && old != nil && c.way == old.way && first == old.first:
+		case c == nil && old == nil, c != nil && old != nil && c.way == old.way && first == old.first && (ep == nil || ep.SrcIP() == old.ep.SrcIP()):
 			return false
 		case c == nil:
 			at.Store(nil)
 			return true
 		}
-		r := &route{way: c.way, first: first}
+		r := &route{way: c.way, first: first, ep: ep}
 		switch {
 		case first != nil:
 			r.trailer = c.way.Via.trailer(p.link.id, p.id)
 		case c.way.Stream:
 			r.stream = p.Name
-		default:
-			r.ep = &conn.StdNetEndpoint{AddrPort: c.way.Addr}
 		}
 		at.Store(r)
-		return true
+		return old == nil || c.way != old.way
 	}
 	changed = set(&p.best, p.path.best)
 	if set(&p.direct, p.path.direct()) {
@@ -390,6 +393,26 @@ func (p *Peer) publish() (changed bool) {
 	}
 	p.mtu.Store(int32(p.path.mtu()))
 	return changed
+}
+
+// endpoint is how the socket reaches an address of the peer: from where it last sent to us. p.mu is held.
+func (p *Peer) endpoint(a netip.AddrPort) *conn.StdNetEndpoint {
+	if ep := p.eps[a]; ep != nil {
+		return ep
+	}
+	return &conn.StdNetEndpoint{AddrPort: a}
+}
+
+// keepEndpoint remembers an endpoint that a probe came from. p.mu is held.
+func (p *Peer) keepEndpoint(ep *conn.StdNetEndpoint) {
+	a := unmap(ep.AddrPort)
+	if old := p.eps[a]; old != nil && old.SrcIP() == ep.SrcIP() {
+		return
+	}
+	if len(p.eps) > maxDirect {
+		clear(p.eps)
+	}
+	p.eps[a] = ep
 }
 
 // wake has Run tick the peer.
@@ -426,6 +449,7 @@ func (l *Link) Run(ctx context.Context) {
 	var due agenda
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	start, slept := time.Now(), time.Duration(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -434,6 +458,11 @@ func (l *Link) Run(ctx context.Context) {
 		case <-timer.C:
 		}
 		now := time.Now()
+		// The monotonic clock stands still while the machine sleeps, that of the day does not.
+		if s := now.Round(0).Sub(start.Round(0)) - now.Sub(start); s-slept > sleptAfter || slept-s > sleptAfter {
+			slept = s
+			l.Moved()
+		}
 		var late bool
 		l.queue.Lock()
 		work := l.dirty
@@ -473,8 +502,12 @@ func (l *Link) Run(ctx context.Context) {
 	}
 }
 
-// lateAfter is how late Run may be without doubt in its own clock.
-const lateAfter = 150 * time.Millisecond
+// lateAfter is how late Run may be without doubt in its own clock; sleptAfter is how far the clocks may part without the
+// machine having slept (or its clock having been set, after which looking for ways anew does no harm).
+const (
+	lateAfter  = 150 * time.Millisecond
+	sleptAfter = 5 * time.Second
+)
 
 // tick does what a peer's path asks for, and returns when to do so again (zero: when it is woken).
 func (p *Peer) tick(now time.Time) time.Time {
@@ -487,6 +520,9 @@ func (p *Peer) tick(now time.Time) time.Time {
 	p.sync()
 	p.path.ask(p.want.Load() && !p.leads())
 	outs, next := p.path.tick(now)
+	if b := p.path.best; b != nil && b.missed > 0 {
+		delete(p.eps, b.way.Addr) // the address that it was sent from may be gone
+	}
 	changed := p.publish()
 	best, parked := p.best.Load(), p.parked
 	if best != nil {
@@ -533,6 +569,7 @@ func (l *Link) Moved() {
 	for _, p := range l.peers() {
 		p.mu.Lock()
 		p.sync()
+		clear(p.eps)
 		outs, asking := p.path.moved(now), p.path.asking
 		p.mu.Unlock()
 		p.transmit(outs, asking)
@@ -547,6 +584,9 @@ func (p *Peer) transmit(outs []out, asking bool) {
 	}
 	grant := p.link.grants.of(p, time.Now())
 	for _, o := range outs {
+		p.mu.Lock()
+		ep := p.endpoint(o.to.Addr)
+		p.mu.Unlock()
 		o.p.want, o.p.run, o.p.grant = asking, p.link.run, grant
 		// A candidate that cannot be reached from here is nothing to speak of: it is pinged again.
 		switch {
@@ -557,7 +597,7 @@ func (p *Peer) transmit(outs []out, asking bool) {
 		case o.to.Stream:
 			p.link.put([][]byte{p.send.seal(o.p)}, &route{stream: p.Name})
 		default:
-			p.link.Bind.Send([][]byte{p.send.seal(o.p)}, &conn.StdNetEndpoint{AddrPort: o.to.Addr})
+			p.link.Bind.Send([][]byte{p.send.seal(o.p)}, ep)
 		}
 	}
 }
@@ -654,7 +694,11 @@ func (l *Link) ours(s *sorter, b []byte, w Way, ep conn.Endpoint) (int, conn.End
 		}
 	}
 	if isProbe(b) {
-		l.probe(b, w)
+		var from *conn.StdNetEndpoint
+		if w.udp() {
+			from, _ = ep.(*conn.StdNetEndpoint)
+		}
+		l.probe(b, w, from)
 		return 0, ep
 	}
 	return len(b), ep
@@ -668,8 +712,8 @@ const (
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
-// probe takes a frame that came in.
-func (l *Link) probe(b []byte, from Way) {
+// probe takes a frame that came in; ep is where from, if it came directly over UDP.
+func (l *Link) probe(b []byte, from Way, ep *conn.StdNetEndpoint) {
 	p := l.byIDPeer(frameID(b))
 	var f probe
 	ready := false
@@ -685,13 +729,16 @@ func (l *Link) probe(b []byte, from Way) {
 	if !ready { // an answer would promise that handshakes are answered too
 		if l.Stranger != nil {
 			b = bytes.Clone(b)
-			l.Stranger(frameID(b), func(p *Peer) bool { _, ok := p.recv.open(b); return ok }, func() { l.probe(b, from) })
+			l.Stranger(frameID(b), func(p *Peer) bool { _, ok := p.recv.open(b); return ok }, func() { l.probe(b, from, ep) })
 		}
 		return
 	}
 	now := time.Now()
 	p.mu.Lock()
 	p.sync()
+	if ep != nil {
+		p.keepEndpoint(ep)
+	}
 	kept := p.path.kept
 	outs, wants, anew := p.path.handle(f, from, now)
 	if f.kind == kindPong && f.seen.IsValid() && from.udp() {
