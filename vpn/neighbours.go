@@ -190,6 +190,8 @@ func (n *Node) tend(ctx context.Context) {
 		}
 		last = near
 		n.announce(0)
+		n.watch(now)
+		n.assign()
 		n.reroute()
 		for name := range n.peers {
 			if n.tell(name) {

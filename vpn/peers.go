@@ -21,6 +21,8 @@ type member struct {
 	cands map[netip.AddrPort]time.Time // where it may be, as it or others told, besides its record; until when
 	told  time.Time                    // when this node's candidates were sent to it
 	since time.Time                    // it is a peer
+	up    bool                         // it was reached, and that was told
+	down  bool                         // the router of a subnet, and cannot be reached
 	hosts []netip.AddrPort             // its public names, resolved
 }
 
@@ -79,12 +81,17 @@ func (n *Node) admit(ctx context.Context) {
 
 // demand is called before packets for an address are handed to the engine.
 func (n *Node) demand(dst netip.Addr) {
-	if m := n.senders.Load(); m != nil && (*m)[dst] != nil {
+	t := n.owners.Load()
+	if t.peer(dst) != nil {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if name := n.byAddr[dst]; name != "" && name != n.self {
+	name := n.byAddr[dst]
+	if name == "" {
+		name = t.subnet(dst)
+	}
+	if name != "" && name != n.self && n.records[name] != nil {
 		n.activate(name)
 	}
 }
@@ -97,7 +104,7 @@ func (n *Node) activate(name string) *link.Peer {
 	r := n.records[name]
 	p, err := n.link.Peer(name, r.WG)
 	if err == nil {
-		err = n.engine.set(r.WG, r.Node.Addrs)
+		err = n.engine.set(r.WG, n.allowed(name))
 	}
 	if err != nil {
 		n.cfg.Log.Warn("the tunnel cannot be set up", "peer", name, "err", err)
@@ -105,7 +112,7 @@ func (n *Node) activate(name string) *link.Peer {
 	}
 	n.peers[name] = p
 	n.members[name].since = time.Now()
-	n.setSenders()
+	n.setOwners()
 	n.refresh(name)
 	return p
 }
@@ -121,18 +128,7 @@ func (n *Node) deactivate(name string) {
 	}
 	n.link.Forget(p)
 	delete(n.peers, name)
-	n.setSenders()
-}
-
-// setSenders makes the table of who has which address anew. n.mu is held.
-func (n *Node) setSenders() {
-	m := map[netip.Addr]*link.Peer{}
-	for name, p := range n.peers {
-		for _, a := range n.records[name].Node.Addrs {
-			m[a] = p
-		}
-	}
-	n.senders.Store(&m)
+	n.setOwners()
 }
 
 // refresh gives a peer's path what is known of where it is. n.mu is held.
@@ -151,7 +147,7 @@ func (n *Node) refresh(name string) {
 			addrs = append(addrs, a)
 		}
 	}
-	p.Set(addrs, n.routesTo(name, p.Status()), n.isNeighbour(name))
+	p.Set(addrs, n.routesTo(name, p.Status()), n.isNeighbour(name) || m.down)
 }
 
 // sweep ends being a peer where there is nothing to talk about, until ctx ends.
@@ -164,7 +160,7 @@ func (n *Node) sweep(ctx context.Context) {
 		n.mu.Lock()
 		for name, p := range n.peers {
 			s := p.Status()
-			if !n.isNeighbour(name) && !s.Kept && time.Since(s.LastSent) > idle && time.Since(s.LastHeard) > idle && time.Since(n.members[name].since) > idle {
+			if !n.isNeighbour(name) && !s.Kept && !n.members[name].down && time.Since(s.LastSent) > idle && time.Since(s.LastHeard) > idle && time.Since(n.members[name].since) > idle {
 				n.deactivate(name)
 			}
 		}
@@ -343,11 +339,9 @@ func inner(size int) int {
 
 // mtu is the largest packet for an address that passes its way; 0: the interface's.
 func (n *Node) mtu(dst netip.Addr) int {
-	if m := n.senders.Load(); m != nil {
-		if p := (*m)[dst]; p != nil {
-			if mtu := inner(p.MTU()); mtu > 0 && mtu < n.cfg.MTU&^15 {
-				return max(mtu, minMTU)
-			}
+	if p := n.owners.Load().peer(dst); p != nil {
+		if mtu := inner(p.MTU()); mtu > 0 && mtu < n.cfg.MTU&^15 {
+			return max(mtu, minMTU)
 		}
 	}
 	return 0

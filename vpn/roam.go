@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"mesh.internal/mesh/vpn/netif"
 )
 
 // move follows changes of this machine's addresses.
@@ -70,6 +72,27 @@ func (n *Node) resolve(ctx context.Context) {
 				}
 				n.mu.Unlock()
 			}
+		}
+	}
+}
+
+// route gives the kernel routes to subnets, until ctx ends. The interface takes them with it.
+func (n *Node) route(ctx context.Context) {
+	var was []netip.Prefix
+	for {
+		n.mu.Lock()
+		want := n.outside()
+		n.mu.Unlock()
+		if !slices.Equal(was, want) {
+			if err := netif.SetRoutes(n.cfg.Interface, was, want); err != nil {
+				n.cfg.Log.Warn("some subnets cannot be reached", "err", err)
+			}
+			was = want
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.rerouted:
 		}
 	}
 }

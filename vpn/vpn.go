@@ -33,12 +33,14 @@ import (
 // Config is what a Node needs.
 type Config struct {
 	Identity  *identity.Identity
-	Prefixes  []netip.Prefix // the mesh's, IPv4 and IPv6: the interface's addresses have their lengths
-	Port      int            // UDP
-	Public    []string       // host:port, announced before the machine's own addresses
-	Connect   []string       // nodes to keep a tunnel to
-	NoRelay   bool           // does not carry packets between other nodes
-	RelayRate int64          // bytes a second that are carried for one of them; 0: as many as can be
+	Prefixes  []netip.Prefix    // the mesh's, IPv4 and IPv6: the interface's addresses have their lengths
+	Port      int               // UDP
+	Public    []string          // host:port, announced before the machine's own addresses
+	Connect   []string          // nodes to keep a tunnel to
+	Subnets   []identity.Subnet // networks behind this node, of those that its certificate allows
+	Event     func(Event)       // is told what happens; called with locks held, must not block; may be nil
+	NoRelay   bool              // does not carry packets between other nodes
+	RelayRate int64             // bytes a second that are carried for one of them; 0: as many as can be
 	Interface string
 	MTU       int
 	StateDir  string // records.cbor lives here
@@ -66,9 +68,10 @@ type Node struct {
 	inbox     chan control  // from the engine's goroutines, which must not wait
 	strangers chan stranger // from the link's, the same
 	relink    chan struct{} // capacity 1: links, records or ways have changed
+	rerouted  chan struct{} // capacity 1: subnets have other routers
 	dirty     chan struct{} // capacity 1: records.cbor is behind
 
-	senders atomic.Pointer[map[netip.Addr]*link.Peer] // by inner address; replaced as a whole
+	owners atomic.Pointer[owners] // replaced as a whole
 
 	mu        sync.Mutex // guards the fields below; taken before the link's and the seam's
 	changed   chan struct{}
@@ -80,6 +83,8 @@ type Node struct {
 	chosen    map[string]bool // neighbours of this node's choice
 	trials    map[string]*trial
 	lastTrial time.Time
+	routers   map[netip.Prefix]string // of subnets, as the engine knows
+	weights   map[netip.Prefix]uint16 // of those subnets
 	routes    *routes
 	said      pacer // of this node's record
 	seam      *seam // nil unless Run runs
@@ -92,12 +97,18 @@ type Node struct {
 func New(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, self: cfg.Identity.Node.Name, public: cfg.Public,
 		ready: make(chan struct{}), changed: make(chan struct{}), inbox: make(chan control, maxQueued), strangers: make(chan stranger, maxStranger),
-		relink: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
+		relink: make(chan struct{}, 1), rerouted: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
 		records: map[string]*identity.Record{}, members: map[string]*member{}, byAddr: map[netip.Addr]string{}, byID: map[link.ID]string{},
-		peers: map[string]*link.Peer{}, chosen: map[string]bool{}, trials: map[string]*trial{}}
+		peers: map[string]*link.Peer{}, chosen: map[string]bool{}, trials: map[string]*trial{}, routers: map[netip.Prefix]string{}, weights: map[netip.Prefix]uint16{}}
+	n.owners.Store(&owners{})
 	var ok bool
 	if n.addr6, ok = addr6(cfg.Identity.Node); !ok {
 		return nil, fmt.Errorf("the certificate of %s has no IPv6 address: ask for a new invitation and join again", n.self)
+	}
+	for _, s := range cfg.Subnets {
+		if !cfg.Identity.Node.Allows(s.Prefix) {
+			return nil, fmt.Errorf("the certificate of %s does not allow the subnet %s: whoever invites here must say --subnet %s in a new invitation, with which to join again", n.self, s.Prefix, s.Prefix)
+		}
 	}
 	if cfg.Locals == nil {
 		n.cfg.Locals = func() ([]netip.Addr, error) { return netif.Addrs(cfg.Prefixes) }
@@ -162,6 +173,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.tend(ctx) })
 	wg.Go(func() { n.sweep(ctx) })
 	if n.cfg.TUN == nil {
+		wg.Go(func() { n.route(ctx) })
 		wg.Go(func() {
 			if err := netif.Watch(ctx, func() { poke(moved) }); err != nil {
 				failed <- err
@@ -193,9 +205,7 @@ func poke(c chan struct{}) {
 
 // heard notes that the engine has opened a packet of the node with this address.
 func (n *Node) heard(from netip.Addr) {
-	if m := n.senders.Load(); m != nil {
-		if p := (*m)[from]; p != nil {
-			p.Heard(time.Now())
-		}
+	if p := n.owners.Load().peer(from); p != nil {
+		p.Heard(time.Now())
 	}
 }

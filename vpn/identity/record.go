@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -40,7 +42,37 @@ type Said struct {
 	Hosts     []string         // the same as "host:port" with a name in the public DNS, not of the mesh
 	Links     []Link           // to some of the nodes that it reaches directly
 	NoRelay   bool             // it does not carry packets between other nodes
+	Subnets   []Subnet         // networks behind it, of those that its certificate allows
 }
+
+// Subnet is a network behind a node. Where several nodes have one, the least weight of those that can be reached wins.
+type Subnet struct {
+	Prefix netip.Prefix
+	Weight uint16
+}
+
+// DefaultWeight is a subnet's where none is given (tinc.conf(5)).
+const DefaultWeight = 10
+
+// ParseSubnet reads a subnet as tinc writes it: 10.11.22.0/24 or 10.11.22.0/24#5.
+func ParseSubnet(s string) (Subnet, error) {
+	net, weight, found := strings.Cut(s, "#")
+	p, err := netip.ParsePrefix(net)
+	if err != nil {
+		return Subnet{}, fmt.Errorf("%q is not a subnet like 10.11.22.0/24 or 10.11.22.0/24#5", s)
+	}
+	sub := Subnet{p, DefaultWeight}
+	if found {
+		w, err := strconv.ParseUint(weight, 10, 16)
+		if err != nil {
+			return Subnet{}, fmt.Errorf("the weight in %q is not a number from 0 to 65535", s)
+		}
+		sub.Weight = uint16(w)
+	}
+	return sub, CheckSubnet(p)
+}
+
+func (s Subnet) String() string { return fmt.Sprintf("%s#%d", s.Prefix, s.Weight) }
 
 // Link is a direct way to another node.
 type Link struct {
@@ -58,6 +90,7 @@ type body struct {
 	Hosts     []string `cbor:"5,keyasint,omitempty"`
 	Links     []byte   `cbor:"6,keyasint,omitempty"` // 8 bytes each: To, then milliseconds, big endian
 	NoRelay   bool     `cbor:"7,keyasint,omitempty"`
+	Subnets   [][]byte `cbor:"8,keyasint,omitempty"` // 7 or 19 bytes: address, length, then weight, big endian
 }
 
 type signed struct {
@@ -91,6 +124,13 @@ func (id *Identity) Record(seq uint64, said Said) (*Record, error) {
 		b.Links = append(b.Links, l.To[:]...)
 		b.Links = binary.BigEndian.AppendUint16(b.Links, uint16(min(max(l.Cost.Milliseconds(), 1), math.MaxUint16)))
 	}
+	for _, s := range said.Subnets {
+		p, err := s.Prefix.MarshalBinary()
+		if err != nil {
+			return nil, err
+		}
+		b.Subnets = append(b.Subnets, binary.BigEndian.AppendUint16(p, s.Weight))
+	}
 	raw, err := encMode.Marshal(b)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the node record: %w", err)
@@ -119,7 +159,7 @@ func (ca *CA) ParseRecord(b []byte) (*Record, error) {
 	if err := decMode.Unmarshal(s.Body, &d); err != nil {
 		return nil, fmt.Errorf("decoding a node record: %w", err)
 	}
-	if len(d.Chain) == 0 || len(d.Chain) > 4 || len(d.Endpoints) > maxEndpoints || len(d.Hosts) > maxEndpoints || len(d.Links) > MaxLinks*linkSize || len(d.Links)%linkSize != 0 {
+	if len(d.Chain) == 0 || len(d.Chain) > 4 || len(d.Endpoints) > maxEndpoints || len(d.Hosts) > maxEndpoints || len(d.Subnets) > maxSubnets || len(d.Links) > MaxLinks*linkSize || len(d.Links)%linkSize != 0 {
 		return nil, errors.New("node record has too many or too few parts")
 	}
 	r := &Record{Seq: d.Seq, Said: Said{Hosts: d.Hosts, NoRelay: d.NoRelay}, raw: append([]byte(nil), b...)}
@@ -149,6 +189,15 @@ func (ca *CA) ParseRecord(b []byte) (*Record, error) {
 	}
 	for l := d.Links; len(l) > 0; l = l[linkSize:] {
 		r.Links = append(r.Links, Link{To: [6]byte(l), Cost: time.Duration(binary.BigEndian.Uint16(l[6:])) * time.Millisecond})
+	}
+	for _, b := range d.Subnets {
+		var s Subnet
+		if len(b) < 2 || s.Prefix.UnmarshalBinary(b[:len(b)-2]) != nil || CheckSubnet(s.Prefix) != nil {
+			return nil, fmt.Errorf("node record of %s has a malformed subnet", r.Node.Name)
+		}
+		if s.Weight = binary.BigEndian.Uint16(b[len(b)-2:]); r.Node.Allows(s.Prefix) { // others are not its own to give
+			r.Subnets = append(r.Subnets, s)
+		}
 	}
 	return r, nil
 }

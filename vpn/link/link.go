@@ -519,11 +519,12 @@ func (p *Peer) tick(now time.Time) time.Time {
 	}
 	p.sync()
 	p.path.ask(p.want.Load() && !p.leads())
+	dead := p.path.dead()
 	outs, next := p.path.tick(now)
 	if b := p.path.best; b != nil && b.missed > 0 {
 		delete(p.eps, b.way.Addr) // the address that it was sent from may be gone
 	}
-	changed := p.publish()
+	changed := p.publish() || p.path.dead() != dead
 	best, parked := p.best.Load(), p.parked
 	if best != nil {
 		p.parked = nil
