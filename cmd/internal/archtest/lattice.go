@@ -26,7 +26,10 @@ resolver/dnsd: resolver                  | a door to the View, knows nothing of 
 resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets
 vpn/identity: -                          | everything trusts it, so it trusts nothing of ours
-vpn/join: vpn/identity                   | is spoken before there is a tunnel
+vpn/tcp: vpn/identity(tests)             | makes and takes connections and does not know what is said over them
+vpn/tcp/...: -                           | doubles of proxies
+vpn/join: vpn/identity vpn/tcp           | is spoken before there is a tunnel
+vpn/stream: vpn/identity vpn/tcp vpn/tcp/tcptest(tests) | carries what it does not understand between members
 vpn: vpn/...                             | knows packets and no names
 vpn/...: vpn/...                         | knows packets and no names
 cmd/internal/config: vpn/identity        | reads files and starts nothing
@@ -48,6 +51,8 @@ go.etcd.io/etcd/server: cmd/meshd-etcd resolver/store/etcd(tests)               
 github.com/miekg/dns: resolver/dnsd                                                          | one place that knows the wire format of DNS
 golang.zx2c4.com/wireguard: vpn vpn/...                                                      | the tunnel engine is replaceable
 github.com/vishvananda/netlink: vpn/netif cmd/meshd-etcd cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network
+golang.org/x/net/proxy: vpn/tcp                                                              | one place that speaks to proxies
+golang.org/x/net/http: vpn/tcp                                                               | one place that speaks to proxies
 github.com/spf13/cobra: cmd/...                                                              | an engine has no command line
 `
 
