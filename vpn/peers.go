@@ -23,7 +23,10 @@ type member struct {
 	since time.Time                    // it is a peer
 	up    bool                         // it was reached, and that was told
 	down  bool                         // the router of a subnet, and cannot be reached
-	hosts []netip.AddrPort             // its public names, resolved
+
+	wanted              bool // a stream
+	udpSince, noneSince time.Time
+	hosts               []netip.AddrPort // its public names, resolved
 }
 
 const (
@@ -126,8 +129,10 @@ func (n *Node) deactivate(name string) {
 	if err := n.engine.remove(n.records[name].WG); err != nil {
 		n.cfg.Log.Warn("the tunnel cannot be taken down", "peer", name, "err", err)
 	}
+	n.streams.Want(name, nil, false)
 	n.link.Forget(p)
 	delete(n.peers, name)
+	n.members[name].wanted = false
 	n.setOwners()
 }
 

@@ -28,6 +28,8 @@ import (
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/link"
 	"mesh.internal/mesh/vpn/netif"
+	"mesh.internal/mesh/vpn/stream"
+	"mesh.internal/mesh/vpn/tcp"
 )
 
 // Config is what a Node needs.
@@ -49,6 +51,8 @@ type Config struct {
 	TUN    tun.Device                   // tests: instead of a kernel interface
 	Bind   conn.Bind                    // tests: instead of UDP sockets
 	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
+
+	Dial tcp.Dial // how streams are begun; nil: directly
 
 	IdleAfter time.Duration // tests: how long a tunnel that nobody needs is kept; 0: five minutes
 }
@@ -72,6 +76,10 @@ type Node struct {
 	dirty     chan struct{} // capacity 1: records.cbor is behind
 
 	owners atomic.Pointer[owners] // replaced as a whole
+
+	streams  *stream.Streams
+	streamMu sync.Mutex      // guards streamUp; taken after mu
+	streamUp map[string]bool // whose stream has come or gone since tend looked
 
 	mu        sync.Mutex // guards the fields below; taken before the link's and the seam's
 	changed   chan struct{}
@@ -101,6 +109,8 @@ func New(cfg Config) (*Node, error) {
 		records: map[string]*identity.Record{}, members: map[string]*member{}, byAddr: map[netip.Addr]string{}, byID: map[link.ID]string{},
 		peers: map[string]*link.Peer{}, chosen: map[string]bool{}, trials: map[string]*trial{}, routers: map[netip.Prefix]string{}, weights: map[netip.Prefix]uint16{}}
 	n.owners.Store(&owners{})
+	n.streamUp = map[string]bool{}
+	n.streams = stream.New(stream.Config{Identity: cfg.Identity, Dial: cfg.Dial, Receive: n.streamed, Changed: n.streamChanged, Log: cfg.Log})
 	var ok bool
 	if n.addr6, ok = addr6(cfg.Identity.Node); !ok {
 		return nil, fmt.Errorf("the certificate of %s has no IPv6 address: ask for a new invitation and join again", n.self)
@@ -148,6 +158,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	l := link.New(bind, n.cfg.Identity.WG, n.cfg.MTU+sealed)
 	l.SetRelay(!n.cfg.NoRelay, n.cfg.RelayRate)
 	l.Stranger = n.knock
+	l.Stream = n.streams.Send
 	l.Changed = func(*link.Peer) { poke(n.relink) }
 	e, err := newEngine(s, l, n.cfg.Identity.WG, n.cfg.Port, n.cfg.Log)
 	if err != nil {
@@ -164,6 +175,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	failed := make(chan error, 1)
 	moved := make(chan struct{}, 1)
 	wg.Go(func() { l.Run(ctx) })
+	wg.Go(func() { n.streams.Run(ctx) })
 	wg.Go(func() { n.read(ctx) })
 	wg.Go(func() { n.repair(ctx) })
 	wg.Go(func() { n.resolve(ctx) })
