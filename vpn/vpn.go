@@ -14,6 +14,7 @@
 package vpn
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/fnv"
@@ -68,23 +69,36 @@ type Node struct {
 
 	senders atomic.Pointer[map[netip.Addr]*link.Peer] // by inner address; replaced as a whole
 
-	mu      sync.Mutex // guards the fields below; taken before the link's and the seam's
-	changed chan struct{}
-	records map[string]*identity.Record // by name, this node's too
-	byAddr  map[netip.Addr]string
-	peers   map[string]*link.Peer
-	hosts   map[string][]netip.AddrPort // resolved public names, by node
-	seam    *seam                       // nil unless Run runs
-	engine  *engine
-	link    *link.Link
-	public  []string
-	dirty   chan struct{} // capacity 1: records.cbor is behind
+	mu         sync.Mutex // guards the fields below; taken before the link's and the seam's
+	changed    chan struct{}
+	records    map[string]*identity.Record    // by name, this node's too
+	tombstones map[string]*identity.Tombstone // by name
+	known      digest                         // records and tombstones
+	byAddr     map[netip.Addr]string
+	peers      map[string]*link.Peer
+	hosts      map[string][]netip.AddrPort // resolved public names, by node
+	seam       *seam                       // nil unless Run runs
+	engine     *engine
+	link       *link.Link
+	public     []string
+	near       map[string]bool      // what isNeighbour says; nil: to be found out
+	exchanges  map[string]*exchange // by name
+	parting    []parting
+	unsaved    bool          // evicted.cbor is behind
+	dirty      chan struct{} // capacity 1: records.cbor is behind
+	outgoing   chan struct{} // capacity 1: something is to be pushed
+	differ     chan struct{} // capacity 1: a comparison is due sooner
+
+	budgets budgets // has its own lock
+
+	saving sync.Mutex // held while evicted.cbor is written; taken before mu
 }
 
 // New prepares a node.
 func New(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, self: cfg.Identity.Node.Name, ready: make(chan struct{}), inbox: make(chan control, maxQueued), changed: make(chan struct{}), records: map[string]*identity.Record{},
-		byAddr: map[netip.Addr]string{}, peers: map[string]*link.Peer{}, hosts: map[string][]netip.AddrPort{}, public: cfg.Public, dirty: make(chan struct{}, 1)}
+		byAddr: map[netip.Addr]string{}, peers: map[string]*link.Peer{}, hosts: map[string][]netip.AddrPort{}, public: cfg.Public, dirty: make(chan struct{}, 1),
+		tombstones: map[string]*identity.Tombstone{}, exchanges: map[string]*exchange{}, outgoing: make(chan struct{}, 1), differ: make(chan struct{}, 1)}
 	var ok bool
 	if n.addr6, ok = addr6(cfg.Identity.Node); !ok {
 		return nil, fmt.Errorf("the certificate of %s has no IPv6 address: ask for a new invitation and join again", n.self)
@@ -113,21 +127,28 @@ func (n *Node) refresh() {
 // isNeighbour reports whether a tunnel to name is kept: those in Connect, and a few more, chosen so that over the whole
 // mesh every node is somebody's choice as often as another. n.mu is held.
 func (n *Node) isNeighbour(name string) bool {
-	if slices.Contains(n.cfg.Connect, name) {
-		return true
-	}
-	rank := func(s string) uint64 {
-		h := fnv.New64a()
-		h.Write([]byte(n.self + "\x00" + s))
-		return h.Sum64()
-	}
-	mine, better := rank(name), 0
-	for other := range n.peers {
-		if other != name && !slices.Contains(n.cfg.Connect, other) && rank(other) < mine {
-			better++
+	if n.near == nil {
+		n.near = map[string]bool{}
+		type candidate struct {
+			name string
+			rank uint64
+		}
+		var others []candidate
+		for other := range n.peers {
+			if slices.Contains(n.cfg.Connect, other) {
+				n.near[other] = true
+				continue
+			}
+			h := fnv.New64a()
+			h.Write([]byte(n.self + "\x00" + other))
+			others = append(others, candidate{other, h.Sum64()})
+		}
+		slices.SortFunc(others, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })
+		for _, c := range others[:min(len(others), autoNeighbours)] {
+			n.near[c.name] = true
 		}
 	}
-	return better < autoNeighbours
+	return n.near[name]
 }
 
 // Run keeps the node on the mesh until ctx ends.
@@ -174,6 +195,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { l.Run(ctx) })
 	wg.Go(func() { n.read(ctx) })
 	wg.Go(func() { n.repair(ctx) })
+	wg.Go(func() { n.spread(ctx) })
 	wg.Go(func() { n.resolve(ctx) })
 	wg.Go(func() { n.move(ctx, moved) })
 	wg.Go(func() { n.save(ctx) })
