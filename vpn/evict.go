@@ -3,6 +3,7 @@
 package vpn
 
 import (
+	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/link"
 )
 
 // A node that is evicted leaves nothing but its tombstone, which is kept for good, on the disk too, and spreads as
@@ -20,7 +22,8 @@ import (
 
 const (
 	maxTombstones = 10000
-	partFor       = 250 * time.Millisecond // after which an evicted node's tunnel is gone: so that it is told by then
+	partFor       = 250 * time.Millisecond // after which an evicted node's tunnel is gone: so that it is told by then,
+	recentlyHeard = time.Minute            // if it has been there so lately
 )
 
 // errEvicted is why a record is not accepted.
@@ -28,7 +31,8 @@ var errEvicted = errors.New("its node was evicted")
 
 // parting is the tunnel of a node that has just been evicted.
 type parting struct {
-	key  *identity.Record
+	peer *link.Peer
+	key  *ecdh.PublicKey
 	till time.Time
 }
 
@@ -117,60 +121,50 @@ func (n *Node) inter(t *identity.Tombstone) {
 // remove is adopt undone: nothing is left of a node. If it has been there just now, it is told why before its tunnel
 // goes. n.mu is held.
 func (n *Node) remove(name string) {
-	r := n.records[name]
-	if r == nil {
-		return
-	}
-	if p := n.peers[name]; p != nil && n.engine != nil {
-		if t := n.tombstones[name]; t.Voids(r.Node) && time.Since(p.Status().LastHeard) < recentlyHeard {
-			if b, err := encMode.Marshal(message{Tombstone: t.Bytes()}); err == nil {
-				n.inject(r.Node, b)
-			}
-			n.parting = append(n.parting, parting{r, time.Now().Add(partFor)})
-			poke(n.outgoing)
-		} else {
-			n.cut(r)
+	r, m, t := n.records[name], n.members[name], n.tombstones[name]
+	if p := n.peers[name]; p != nil && n.engine != nil && t.Voids(r.Node) && time.Since(p.Status().LastHeard) < recentlyHeard {
+		if b, err := encMode.Marshal(message{Tombstone: t.Bytes()}); err == nil {
+			n.inject(r.Node, b)
 		}
+		delete(n.peers, name)
+		n.setOwners()
+		n.parting = append(n.parting, parting{p, r.WG, time.Now().Add(partFor)})
+		poke(n.outgoing)
+	} else {
+		n.deactivate(name)
 	}
 	for _, a := range r.Node.Addrs {
 		delete(n.byAddr, a)
 		n.budgets.forget(a)
 	}
+	delete(n.byID, m.id)
 	delete(n.records, name)
-	delete(n.peers, name)
-	delete(n.hosts, name)
+	delete(n.members, name)
+	delete(n.chosen, name)
+	delete(n.trials, name)
 	delete(n.exchanges, name)
 	n.known.drop(place(kindRecord, name))
-	n.near = nil
-	n.refresh()
-}
-
-// cut takes a tunnel away. n.mu is held.
-func (n *Node) cut(r *identity.Record) {
-	if err := n.engine.remove(r.WG); err != nil {
-		n.cfg.Log.Error("a tunnel cannot be taken away", "peer", r.Node.Name, "err", err)
-	}
-	if p, err := n.link.Peer(r.Node.Name, r.WG); err == nil {
-		n.link.Forget(p)
+	if len(r.Subnets) > 0 {
+		n.assign()
 	}
 }
 
-// part cuts the tunnels whose time has come, and reports whether others wait. n.mu is held.
+// part takes away the tunnels whose time has come, and reports whether others wait. n.mu is held.
 func (n *Node) part() (more bool) {
-	if n.engine == nil {
-		return false
-	}
 	now := time.Now()
 	n.parting = slices.DeleteFunc(n.parting, func(x parting) bool {
 		if now.Before(x.till) {
 			return false
 		}
-		for name := range n.peers { // it may have been invited again, with the same keys
-			if n.records[name].WG.Equal(x.key.WG) {
+		for _, p := range n.peers { // it may have been invited again, with the same keys
+			if p == x.peer {
 				return true
 			}
 		}
-		n.cut(x.key)
+		if err := n.engine.remove(x.key); err != nil {
+			n.cfg.Log.Error("a tunnel cannot be taken away", "peer", x.peer.Name, "err", err)
+		}
+		n.link.Forget(x.peer)
 		return true
 	})
 	return len(n.parting) > 0

@@ -232,7 +232,7 @@ func TestThousand(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := id.Record(1, nil, nil)
+		r, err := id.Record(1, identity.Said{})
 		if err == nil {
 			err = a.Learn(r.Bytes())
 		}

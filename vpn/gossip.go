@@ -26,10 +26,11 @@ import (
 // message is a control message: CBOR, at most what fits a control packet. Unknown keys are ignored.
 type message struct {
 	Record    []byte   `cbor:"1,keyasint,omitempty"` // push: a node record
-	Want      []uint64 `cbor:"4,keyasint,omitempty"` // places of statements that the sender asks for
+	Cands     [][]byte `cbor:"4,keyasint,omitempty"` // addresses at which the sender may be, and it asks for the receiver's
 	Tombstone []byte   `cbor:"5,keyasint,omitempty"` // push: a tombstone
 	Sums      *sums    `cbor:"6,keyasint,omitempty"` // what the sender has, summed up
 	List      *list    `cbor:"7,keyasint,omitempty"` // what the sender has, one by one
+	Want      []uint64 `cbor:"8,keyasint,omitempty"` // places of statements that the sender asks for
 }
 
 var (
@@ -45,7 +46,6 @@ const (
 	pushesInAll = 128 // in pushEvery: half of what may wait for the engine
 
 	recheckFirst = 2 * time.Second // after a comparison that found differences; then twice as long each time, until repairEvery
-	choiceLasts  = 5 * repairEvery / 2
 )
 
 // exchange is how things stand between this node and another. It is guarded by Node.mu.
@@ -53,7 +53,6 @@ type exchange struct {
 	waiting []uint64 // places of what is to be pushed, in order
 	queued  map[uint64]bool
 
-	chose    time.Time     // when it last compared: then this node is its neighbour
 	recheck  time.Time     // when to compare again; zero: as always
 	differed time.Time     // when a difference last made recheck be set,
 	wait     time.Duration // and for how long after
@@ -67,20 +66,6 @@ func (n *Node) exchange(name string) *exchange {
 		n.exchanges[name] = x
 	}
 	return x
-}
-
-// neighbours are the nodes along whose tunnels gossip spreads: those that this node has chosen, and those that have
-// chosen it, which shows in that they compare. n.mu is held.
-func (n *Node) neighbours() []string {
-	now := time.Now()
-	var out []string
-	for name := range n.peers {
-		x := n.exchanges[name]
-		if n.isNeighbour(name) || x != nil && now.Sub(x.chose) < choiceLasts {
-			out = append(out, name)
-		}
-	}
-	return out
 }
 
 // flood pushes a statement to the neighbours. n.mu is held.
@@ -313,10 +298,14 @@ func (n *Node) receive(from netip.Addr, payload []byte) (cost int) {
 	if n.records[sender] == nil {
 		return cost // it was evicted just now
 	}
-	if s := m.Sums; s != nil && s.Span.valid() {
-		if s.Span.Bits == 0 && len(s.Sums) == 1 {
-			n.exchange(sender).chose = time.Now()
+	if m.Cands != nil {
+		n.suggest(sender, decodeAddrs(m.Cands))
+		if n.peers[sender] != nil {
+			n.tell(sender)
 		}
+		cost += costAnswer
+	}
+	if s := m.Sums; s != nil && s.Span.valid() {
 		say, push := n.known.compare(s)
 		for _, a := range say {
 			n.send(sender, a)
@@ -373,7 +362,7 @@ func (n *Node) take(raw []byte, sender string, f func(raw []byte, from string) (
 // send puts a message into the tunnel to a node. n.mu is held.
 func (n *Node) send(to string, m message) {
 	r := n.records[to]
-	if r == nil {
+	if r == nil || n.seam == nil || n.activate(to) == nil {
 		return
 	}
 	b, err := encMode.Marshal(m)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/link"
 )
 
 // Changed returns a channel that is closed when Records have changed after this call.
@@ -90,9 +91,6 @@ func (n *Node) learn(b []byte, from string) (news bool, err error) {
 	}
 	if old == nil {
 		n.cfg.Log.Info("a node is known", "peer", r.Node.Name, "addrs", r.Node.Addrs)
-		if n.isNeighbour(r.Node.Name) {
-			n.compareWith(r.Node.Name) // it may know others, and want to know ours
-		}
 	}
 	n.note()
 	n.flood(place(kindRecord, r.Node.Name), from)
@@ -103,47 +101,43 @@ func (n *Node) learn(b []byte, from string) (news bool, err error) {
 func (n *Node) note() {
 	close(n.changed)
 	n.changed = make(chan struct{})
-	select {
-	case n.dirty <- struct{}{}:
-	default:
-	}
+	poke(n.dirty)
+	poke(n.relink)
 }
 
-// adopt makes r the record of its node, and its tunnel what r says. n.mu is held.
+// adopt makes r the record of its node, and its tunnel, if there is one, what r says. n.mu is held.
 func (n *Node) adopt(r *identity.Record) error {
-	name := r.Node.Name
-	if old := n.records[name]; old != nil && name != n.self {
+	name, id := r.Node.Name, link.IDOf(r.WG)
+	if other := n.byID[id]; other != "" && other != name {
+		return fmt.Errorf("the WireGuard key of %s has the ID of %s's", name, other)
+	}
+	old, m := n.records[name], n.members[name]
+	same := old != nil && old.WG.Equal(r.WG) && slices.Equal(old.Node.Addrs, r.Node.Addrs)
+	if old != nil && !same {
+		if name != n.self {
+			n.deactivate(name)
+		}
 		for _, a := range old.Node.Addrs {
 			delete(n.byAddr, a)
 		}
-		if p := n.peers[name]; p != nil && !old.WG.Equal(r.WG) {
-			n.engine.remove(old.WG)
-			n.link.Forget(p)
-			delete(n.peers, name)
-		}
+		delete(n.byID, m.id)
 	}
-	n.records[name] = r
+	if m == nil {
+		m = &member{cands: map[netip.AddrPort]time.Time{}}
+		n.members[name] = m
+	}
+	m.id = id
+	n.records[name], n.byID[id] = r, name
 	if !n.tombstones[name].Voids(r.Node) { // this node's own
 		n.known.put(recordStatement(r))
 	}
 	for _, a := range r.Node.Addrs {
 		n.byAddr[a] = name
 	}
-	if name == n.self || n.engine == nil {
-		return nil
+	if len(r.Subnets) > 0 || old != nil && len(old.Subnets) > 0 {
+		n.assign()
 	}
-	p, err := n.link.Peer(name, r.WG)
-	if err != nil {
-		return err
-	}
-	if err := n.engine.set(r.WG, r.Node.Addrs); err != nil {
-		return fmt.Errorf("setting up the tunnel to %s: %w", name, err)
-	}
-	if n.peers[name] == nil {
-		n.near = nil
-	}
-	n.peers[name] = p
-	n.refresh()
+	n.refresh(name)
 	return nil
 }
 
@@ -168,14 +162,18 @@ func (n *Node) announce(after uint64) {
 			eps = append(eps, ap)
 		}
 	}
+	said := identity.Said{Endpoints: eps, Hosts: hosts, Links: n.links(), NoRelay: n.cfg.NoRelay, Subnets: n.cfg.Subnets}
 	old := n.records[n.self]
 	if old != nil {
 		after = max(after, old.Seq)
-		if after == old.Seq && slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
-			return
+		said.Links = steady(old.Links, said.Links)
+		if same := slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.NoRelay == said.NoRelay && slices.Equal(old.Subnets, said.Subnets); after == old.Seq && same && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
+			if slices.Equal(old.Links, said.Links) || !n.said.may(time.Now()) {
+				return
+			}
 		}
 	}
-	r, err := n.cfg.Identity.Record(max(uint64(time.Now().UnixMilli()), after+1), eps, hosts)
+	r, err := n.cfg.Identity.Record(max(uint64(time.Now().UnixMilli()), after+1), said)
 	if err != nil {
 		n.cfg.Log.Error("making this node's record", "err", err)
 		return
@@ -183,6 +181,27 @@ func (n *Node) announce(after uint64) {
 	n.adopt(r)
 	n.note()
 	n.flood(place(kindRecord, n.self), "")
+}
+
+// pacer bounds how often links are announced: a few at once, then one per linksEvery.
+type pacer struct {
+	left float64
+	at   time.Time
+}
+
+const (
+	linksBurst = 5
+	linksEvery = 15 * time.Second
+)
+
+func (p *pacer) may(now time.Time) bool {
+	p.left = min(p.left+now.Sub(p.at).Seconds()/linksEvery.Seconds(), linksBurst)
+	p.at = now
+	if p.left < 1 {
+		return false
+	}
+	p.left--
+	return true
 }
 
 // SetPublic changes what is announced as this node's public endpoints.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"mesh.internal/mesh/vpn/netif"
 )
 
 // move follows changes of this machine's addresses.
@@ -64,10 +66,33 @@ func (n *Node) resolve(ctx context.Context) {
 			}
 			if len(found) > 0 {
 				n.mu.Lock()
-				n.hosts[rec.Node.Name] = found[:min(len(found), 4)]
-				n.refresh()
+				if m := n.members[rec.Node.Name]; m != nil {
+					m.hosts = found[:min(len(found), 4)]
+					n.refresh(rec.Node.Name)
+				}
 				n.mu.Unlock()
 			}
+		}
+	}
+}
+
+// route gives the kernel routes to subnets, until ctx ends. The interface takes them with it.
+func (n *Node) route(ctx context.Context) {
+	var was []netip.Prefix
+	for {
+		n.mu.Lock()
+		want := n.outside()
+		n.mu.Unlock()
+		if !slices.Equal(was, want) {
+			if err := netif.SetRoutes(n.cfg.Interface, was, want); err != nil {
+				n.cfg.Log.Warn("some subnets cannot be reached", "err", err)
+			}
+			was = want
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.rerouted:
 		}
 	}
 }

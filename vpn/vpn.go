@@ -14,13 +14,10 @@
 package vpn
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,10 +33,14 @@ import (
 // Config is what a Node needs.
 type Config struct {
 	Identity  *identity.Identity
-	Prefixes  []netip.Prefix // the mesh's, IPv4 and IPv6: the interface's addresses have their lengths
-	Port      int            // UDP
-	Public    []string       // host:port, announced before the machine's own addresses
-	Connect   []string       // nodes to keep a tunnel to
+	Prefixes  []netip.Prefix    // the mesh's, IPv4 and IPv6: the interface's addresses have their lengths
+	Port      int               // UDP
+	Public    []string          // host:port, announced before the machine's own addresses
+	Connect   []string          // nodes to keep a tunnel to
+	Subnets   []identity.Subnet // networks behind this node, of those that its certificate allows
+	Event     func(Event)       // is told what happens; called with locks held, must not block; may be nil
+	NoRelay   bool              // does not carry packets between other nodes
+	RelayRate int64             // bytes a second that are carried for one of them; 0: as many as can be
 	Interface string
 	MTU       int
 	StateDir  string // records.cbor lives here
@@ -48,60 +49,77 @@ type Config struct {
 	TUN    tun.Device                   // tests: instead of a kernel interface
 	Bind   conn.Bind                    // tests: instead of UDP sockets
 	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
+
+	IdleAfter time.Duration // tests: how long a tunnel that nobody needs is kept; 0: five minutes
 }
 
 const (
-	autoNeighbours = 3                // besides those in Connect
-	repairEvery    = 20 * time.Second // ± a quarter
-	settleFor      = 300 * time.Millisecond
-	resolveEvery   = 5 * time.Minute
-	recentlyHeard  = time.Minute
-	maxRecords     = 10000
+	repairEvery  = 20 * time.Second // ± a quarter
+	resolveEvery = 5 * time.Minute
+	maxRecords   = 10000
 )
 
 // Node is this node on the mesh. Its methods are safe for concurrent use.
 type Node struct {
-	cfg   Config
-	self  string
-	addr6 netip.Addr
-	ready chan struct{} // closed by Run when packets flow
-	inbox chan control  // from the engine's goroutines, which must not wait
+	cfg       Config
+	self      string
+	addr6     netip.Addr
+	ready     chan struct{} // closed by Run when packets flow
+	inbox     chan control  // from the engine's goroutines, which must not wait
+	strangers chan stranger // from the link's, the same
+	relink    chan struct{} // capacity 1: links, records or ways have changed
+	rerouted  chan struct{} // capacity 1: subnets have other routers
+	dirty     chan struct{} // capacity 1: records.cbor is behind
+	outgoing  chan struct{} // capacity 1: something is to be pushed
+	differ    chan struct{} // capacity 1: a comparison is due sooner
 
-	senders atomic.Pointer[map[netip.Addr]*link.Peer] // by inner address; replaced as a whole
+	budgets budgets    // has its own lock
+	saving  sync.Mutex // held while evicted.cbor is written; taken before mu
+
+	owners atomic.Pointer[owners] // replaced as a whole
 
 	mu         sync.Mutex // guards the fields below; taken before the link's and the seam's
 	changed    chan struct{}
 	records    map[string]*identity.Record    // by name, this node's too
+	members    map[string]*member             // the same names
 	tombstones map[string]*identity.Tombstone // by name
 	known      digest                         // records and tombstones
+	exchanges  map[string]*exchange           // by name
+	parting    []parting
+	unsaved    bool // evicted.cbor is behind
 	byAddr     map[netip.Addr]string
+	byID       map[link.ID]string
 	peers      map[string]*link.Peer
-	hosts      map[string][]netip.AddrPort // resolved public names, by node
-	seam       *seam                       // nil unless Run runs
+	chosen     map[string]bool // neighbours of this node's choice
+	trials     map[string]*trial
+	lastTrial  time.Time
+	routers    map[netip.Prefix]string // of subnets, as the engine knows
+	weights    map[netip.Prefix]uint16 // of those subnets
+	routes     *routes
+	said       pacer // of this node's record
+	seam       *seam // nil unless Run runs
 	engine     *engine
 	link       *link.Link
 	public     []string
-	near       map[string]bool      // what isNeighbour says; nil: to be found out
-	exchanges  map[string]*exchange // by name
-	parting    []parting
-	unsaved    bool          // evicted.cbor is behind
-	dirty      chan struct{} // capacity 1: records.cbor is behind
-	outgoing   chan struct{} // capacity 1: something is to be pushed
-	differ     chan struct{} // capacity 1: a comparison is due sooner
-
-	budgets budgets // has its own lock
-
-	saving sync.Mutex // held while evicted.cbor is written; taken before mu
 }
 
 // New prepares a node.
 func New(cfg Config) (*Node, error) {
-	n := &Node{cfg: cfg, self: cfg.Identity.Node.Name, ready: make(chan struct{}), inbox: make(chan control, maxQueued), changed: make(chan struct{}), records: map[string]*identity.Record{},
-		byAddr: map[netip.Addr]string{}, peers: map[string]*link.Peer{}, hosts: map[string][]netip.AddrPort{}, public: cfg.Public, dirty: make(chan struct{}, 1),
-		tombstones: map[string]*identity.Tombstone{}, exchanges: map[string]*exchange{}, outgoing: make(chan struct{}, 1), differ: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, self: cfg.Identity.Node.Name, public: cfg.Public,
+		ready: make(chan struct{}), changed: make(chan struct{}), inbox: make(chan control, maxQueued), strangers: make(chan stranger, maxStranger),
+		relink: make(chan struct{}, 1), rerouted: make(chan struct{}, 1), dirty: make(chan struct{}, 1), outgoing: make(chan struct{}, 1), differ: make(chan struct{}, 1),
+		tombstones: map[string]*identity.Tombstone{}, exchanges: map[string]*exchange{},
+		records: map[string]*identity.Record{}, members: map[string]*member{}, byAddr: map[netip.Addr]string{}, byID: map[link.ID]string{},
+		peers: map[string]*link.Peer{}, chosen: map[string]bool{}, trials: map[string]*trial{}, routers: map[netip.Prefix]string{}, weights: map[netip.Prefix]uint16{}}
+	n.owners.Store(&owners{})
 	var ok bool
 	if n.addr6, ok = addr6(cfg.Identity.Node); !ok {
 		return nil, fmt.Errorf("the certificate of %s has no IPv6 address: ask for a new invitation and join again", n.self)
+	}
+	for _, s := range cfg.Subnets {
+		if !cfg.Identity.Node.Allows(s.Prefix) {
+			return nil, fmt.Errorf("the certificate of %s does not allow the subnet %s: whoever invites here must say --subnet %s in a new invitation, with which to join again", n.self, s.Prefix, s.Prefix)
+		}
 	}
 	if cfg.Locals == nil {
 		n.cfg.Locals = func() ([]netip.Addr, error) { return netif.Addrs(cfg.Prefixes) }
@@ -111,45 +129,6 @@ func New(cfg Config) (*Node, error) {
 
 // Ready is closed when the interface is up and packets flow.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
-
-// refresh gives every path its addresses. n.mu is held.
-func (n *Node) refresh() {
-	senders := map[netip.Addr]*link.Peer{}
-	defer n.senders.Store(&senders)
-	for name, p := range n.peers {
-		for _, a := range n.records[name].Node.Addrs {
-			senders[a] = p
-		}
-		p.Set(append(slices.Clone(n.hosts[name]), n.records[name].Endpoints...), n.isNeighbour(name))
-	}
-}
-
-// isNeighbour reports whether a tunnel to name is kept: those in Connect, and a few more, chosen so that over the whole
-// mesh every node is somebody's choice as often as another. n.mu is held.
-func (n *Node) isNeighbour(name string) bool {
-	if n.near == nil {
-		n.near = map[string]bool{}
-		type candidate struct {
-			name string
-			rank uint64
-		}
-		var others []candidate
-		for other := range n.peers {
-			if slices.Contains(n.cfg.Connect, other) {
-				n.near[other] = true
-				continue
-			}
-			h := fnv.New64a()
-			h.Write([]byte(n.self + "\x00" + other))
-			others = append(others, candidate{other, h.Sum64()})
-		}
-		slices.SortFunc(others, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })
-		for _, c := range others[:min(len(others), autoNeighbours)] {
-			n.near[c.name] = true
-		}
-	}
-	return n.near[name]
-}
 
 // Run keeps the node on the mesh until ctx ends.
 func (n *Node) Run(ctx context.Context) (err error) {
@@ -176,8 +155,11 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		dev.Close()
 		return err
 	}
-	s.control, s.heard = n.enqueue, n.heard
-	l := link.New(bind, n.cfg.Identity.WG)
+	s.control, s.heard, s.demand = n.enqueue, n.heard, n.demand
+	l := link.New(bind, n.cfg.Identity.WG, n.cfg.MTU+sealed)
+	l.SetRelay(!n.cfg.NoRelay, n.cfg.RelayRate)
+	l.Stranger = n.knock
+	l.Changed = func(*link.Peer) { poke(n.relink) }
 	e, err := newEngine(s, l, n.cfg.Identity.WG, n.cfg.Port, n.cfg.Log)
 	if err != nil {
 		return err // the engine has closed the device
@@ -199,7 +181,11 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.resolve(ctx) })
 	wg.Go(func() { n.move(ctx, moved) })
 	wg.Go(func() { n.save(ctx) })
+	wg.Go(func() { n.admit(ctx) })
+	wg.Go(func() { n.tend(ctx) })
+	wg.Go(func() { n.sweep(ctx) })
 	if n.cfg.TUN == nil {
+		wg.Go(func() { n.route(ctx) })
 		wg.Go(func() {
 			if err := netif.Watch(ctx, func() { poke(moved) }); err != nil {
 				failed <- err
@@ -231,50 +217,7 @@ func poke(c chan struct{}) {
 
 // heard notes that the engine has opened a packet of the node with this address.
 func (n *Node) heard(from netip.Addr) {
-	if m := n.senders.Load(); m != nil {
-		if p := (*m)[from]; p != nil {
-			p.Heard(time.Now())
-		}
+	if p := n.owners.Load().peer(from); p != nil {
+		p.Heard(time.Now())
 	}
-}
-
-// PeerStatus is how things stand with another node.
-type PeerStatus struct {
-	Name      string
-	Addrs     []netip.Addr
-	Endpoint  netip.AddrPort // zero: no way is known now
-	RTT       time.Duration
-	LastHeard time.Time
-	Handshake time.Time
-	RX, TX    uint64 // bytes
-}
-
-// Peers returns how things stand with every other node, sorted by name.
-func (n *Node) Peers() []PeerStatus {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var t map[string]traffic
-	if n.engine != nil {
-		var err error
-		if t, err = n.engine.traffic(); err != nil {
-			n.cfg.Log.Warn("the tunnels do not tell their traffic", "err", err)
-		}
-	}
-	var out []PeerStatus
-	for name, r := range n.records {
-		p := n.peers[name]
-		if p == nil {
-			continue
-		}
-		s, tr := p.Status(), t[p.DstToString()]
-		out = append(out, PeerStatus{Name: name, Addrs: r.Node.Addrs, Endpoint: s.Endpoint, RTT: s.RTT, LastHeard: s.LastHeard,
-			Handshake: tr.handshake, RX: tr.rx, TX: tr.tx})
-	}
-	slices.SortFunc(out, func(a, b PeerStatus) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
-	return out
 }

@@ -90,7 +90,7 @@ func TestTombstoneForged(t *testing.T) {
 			t.Errorf("a tombstone %s was accepted", what)
 		}
 	}
-	if r, _ := member.Record(1, nil, nil); r != nil {
+	if r, _ := member.Record(1, Said{}); r != nil {
 		if _, err := ca.ParseTombstone(r.Bytes()); err == nil {
 			t.Error("a record was accepted as a tombstone")
 		}
