@@ -123,7 +123,7 @@ func (n *Node) activate(name string) *link.Peer {
 // deactivate ends being a peer. n.mu is held.
 func (n *Node) deactivate(name string) {
 	p := n.peers[name]
-	if p == nil {
+	if p == nil || n.engine == nil {
 		return
 	}
 	if err := n.engine.remove(n.records[name].WG); err != nil {
@@ -133,6 +133,7 @@ func (n *Node) deactivate(name string) {
 	n.link.Forget(p)
 	delete(n.peers, name)
 	n.members[name].wanted = false
+	delete(n.exchanges, name) // what it lacks, a comparison finds again
 	n.setOwners()
 }
 

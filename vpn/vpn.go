@@ -74,6 +74,11 @@ type Node struct {
 	relink    chan struct{} // capacity 1: links, records or ways have changed
 	rerouted  chan struct{} // capacity 1: subnets have other routers
 	dirty     chan struct{} // capacity 1: records.cbor is behind
+	outgoing  chan struct{} // capacity 1: something is to be pushed
+	differ    chan struct{} // capacity 1: a comparison is due sooner
+
+	budgets budgets    // has its own lock
+	saving  sync.Mutex // held while evicted.cbor is written; taken before mu
 
 	owners atomic.Pointer[owners] // replaced as a whole
 
@@ -81,31 +86,37 @@ type Node struct {
 	streamMu sync.Mutex      // guards streamUp; taken after mu
 	streamUp map[string]bool // whose stream has come or gone since tend looked
 
-	mu        sync.Mutex // guards the fields below; taken before the link's and the seam's
-	changed   chan struct{}
-	records   map[string]*identity.Record // by name, this node's too
-	members   map[string]*member          // the same names
-	byAddr    map[netip.Addr]string
-	byID      map[link.ID]string
-	peers     map[string]*link.Peer
-	chosen    map[string]bool // neighbours of this node's choice
-	trials    map[string]*trial
-	lastTrial time.Time
-	routers   map[netip.Prefix]string // of subnets, as the engine knows
-	weights   map[netip.Prefix]uint16 // of those subnets
-	routes    *routes
-	said      pacer // of this node's record
-	seam      *seam // nil unless Run runs
-	engine    *engine
-	link      *link.Link
-	public    []string
+	mu         sync.Mutex // guards the fields below; taken before the link's and the seam's
+	changed    chan struct{}
+	records    map[string]*identity.Record    // by name, this node's too
+	members    map[string]*member             // the same names
+	tombstones map[string]*identity.Tombstone // by name
+	known      digest                         // records and tombstones
+	exchanges  map[string]*exchange           // by name
+	parting    []parting
+	unsaved    bool // evicted.cbor is behind
+	byAddr     map[netip.Addr]string
+	byID       map[link.ID]string
+	peers      map[string]*link.Peer
+	chosen     map[string]bool // neighbours of this node's choice
+	trials     map[string]*trial
+	lastTrial  time.Time
+	routers    map[netip.Prefix]string // of subnets, as the engine knows
+	weights    map[netip.Prefix]uint16 // of those subnets
+	routes     *routes
+	said       pacer // of this node's record
+	seam       *seam // nil unless Run runs
+	engine     *engine
+	link       *link.Link
+	public     []string
 }
 
 // New prepares a node.
 func New(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, self: cfg.Identity.Node.Name, public: cfg.Public,
 		ready: make(chan struct{}), changed: make(chan struct{}), inbox: make(chan control, maxQueued), strangers: make(chan stranger, maxStranger),
-		relink: make(chan struct{}, 1), rerouted: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
+		relink: make(chan struct{}, 1), rerouted: make(chan struct{}, 1), dirty: make(chan struct{}, 1), outgoing: make(chan struct{}, 1), differ: make(chan struct{}, 1),
+		tombstones: map[string]*identity.Tombstone{}, exchanges: map[string]*exchange{},
 		records: map[string]*identity.Record{}, members: map[string]*member{}, byAddr: map[netip.Addr]string{}, byID: map[link.ID]string{},
 		peers: map[string]*link.Peer{}, chosen: map[string]bool{}, trials: map[string]*trial{}, routers: map[netip.Prefix]string{}, weights: map[netip.Prefix]uint16{}}
 	n.owners.Store(&owners{})
@@ -178,6 +189,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.streams.Run(ctx) })
 	wg.Go(func() { n.read(ctx) })
 	wg.Go(func() { n.repair(ctx) })
+	wg.Go(func() { n.spread(ctx) })
 	wg.Go(func() { n.resolve(ctx) })
 	wg.Go(func() { n.move(ctx, moved) })
 	wg.Go(func() { n.save(ctx) })
