@@ -27,6 +27,9 @@ resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets
 vpn/identity: -                          | everything trusts it, so it trusts nothing of ours
 vpn/join: vpn/identity                   | is spoken before there is a tunnel
+vpn/lan: vpn/identity                    | hears strangers: it suggests, and others decide
+vpn/portmap: -                           | hears strangers: it suggests, and others decide
+vpn/netcheck: -                          | pure functions
 vpn: vpn/...                             | knows packets and no names
 vpn/...: vpn/...                         | knows packets and no names
 cmd/internal/config: vpn/identity        | reads files and starts nothing
@@ -48,6 +51,8 @@ go.etcd.io/etcd/server: cmd/meshd-etcd resolver/store/etcd(tests)               
 github.com/miekg/dns: resolver/dnsd                                                          | one place that knows the wire format of DNS
 golang.zx2c4.com/wireguard: vpn vpn/...                                                      | the tunnel engine is replaceable
 github.com/vishvananda/netlink: vpn/netif cmd/meshd-etcd cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network
+github.com/huin/goupnp: vpn/portmap                                                          | one place that asks gateways
+github.com/jackpal/go-nat-pmp: vpn/portmap                                                   | as goupnp
 github.com/spf13/cobra: cmd/...                                                              | an engine has no command line
 `
 
