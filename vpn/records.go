@@ -153,6 +153,11 @@ func (n *Node) announce(after uint64) {
 			hosts = append(hosts, p)
 		}
 	}
+	for _, a := range n.mapped() {
+		if !slices.Contains(eps, a) {
+			eps = append(eps, a)
+		}
+	}
 	locals, err := n.cfg.Locals()
 	if err != nil {
 		n.cfg.Log.Warn("this machine's addresses are not known", "err", err)

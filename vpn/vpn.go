@@ -26,8 +26,10 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/lan"
 	"mesh.internal/mesh/vpn/link"
 	"mesh.internal/mesh/vpn/netif"
+	"mesh.internal/mesh/vpn/portmap"
 	"mesh.internal/mesh/vpn/stream"
 	"mesh.internal/mesh/vpn/tcp"
 )
@@ -52,7 +54,9 @@ type Config struct {
 	Bind   conn.Bind                    // tests: instead of UDP sockets
 	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
 
-	Dial tcp.Dial // how streams are begun; nil: directly
+	PortMap bool     // asks routers to let others in
+	LAN     bool     // finds nodes on the same link
+	Dial    tcp.Dial // how streams are begun; nil: directly
 
 	IdleAfter time.Duration // tests: how long a tunnel that nobody needs is kept; 0: five minutes
 }
@@ -106,6 +110,8 @@ type Node struct {
 	routes     *routes
 	said       pacer // of this node's record
 	seam       *seam // nil unless Run runs
+	mapper     *portmap.Mapper
+	finder     *lan.Finder
 	engine     *engine
 	link       *link.Link
 	public     []string
@@ -198,6 +204,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.sweep(ctx) })
 	if n.cfg.TUN == nil {
 		wg.Go(func() { n.route(ctx) })
+		if err := n.discover(ctx, &wg); err != nil {
+			n.cfg.Log.Warn("nodes on the same network are not looked for", "err", err)
+		}
 		wg.Go(func() {
 			if err := netif.Watch(ctx, func() { poke(moved) }); err != nil {
 				failed <- err

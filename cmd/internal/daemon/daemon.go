@@ -110,7 +110,8 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	d.scripts = scripts.New(scripts.Config{Dir: filepath.Dir(opts.Paths.Config), Mesh: c.Mesh, Name: c.Name, Interface: c.Interface, Log: d.log})
 	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Connect: c.Connect,
-		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
+		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, PortMap: c.PortMap, LAN: c.LAN,
+		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
 		return err
 	}
 	id.Evicted = d.node.Evicted
@@ -289,7 +290,7 @@ func (d *daemon) reload(ctx context.Context) error {
 		old := d.cfg.Load()
 		if c.Name != old.Name || c.Mesh != old.Mesh || c.Domain != old.Domain || c.Prefix != old.Prefix || c.Port != old.Port ||
 			c.Interface != old.Interface || c.MTU != old.MTU || c.Store.Embedded != old.Store.Embedded ||
-			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || !slices.Equal(c.Subnet, old.Subnet) || !slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
+			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || c.PortMap != old.PortMap || c.LAN != old.LAN || !slices.Equal(c.Subnet, old.Subnet) || !slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
 			d.warn("reload", "only public and log_level take effect at once; restart meshd for the rest")
 		}
 		next := *old
