@@ -81,7 +81,8 @@ func TestJoinThroughAMember(t *testing.T) {
 		t.Errorf("bkero says: %s", out)
 	}
 	up(t, nibz)
-	until(t, nibz, "nibz on the mesh", "ping -c1 -W2 10.11.0.2", "1 received")
+	until(t, nibz, "nibz reaches bkero", "ping -c1 -W2 10.11.0.2", "1 received")
+	until(t, nibz, "nibz reaches spencer", "ping -c1 -W2 10.11.0.1", "1 received")
 
 	bad, ok := say(t, nibz, "mesh --state /run/x --config /run/x.toml join "+token)
 	if ok || !strings.Contains(bad, "has been used already") {

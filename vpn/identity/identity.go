@@ -33,6 +33,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -100,8 +101,9 @@ func (ca *CA) Addr6(pub crypto.PublicKey) (netip.Addr, error) {
 }
 
 // Issue makes the certificate of the node name, with zone below which it is known, for a key that its holder has shown
-// to have. addrs are all addresses the node may use; they end up as its allowed IPs everywhere.
-func (ca *CA) Issue(name, zone string, addrs []netip.Addr, pub crypto.PublicKey) (*x509.Certificate, error) {
+// to have. addrs are all addresses the node may use, subnets the networks behind it that it may be the router of; what it
+// uses of them ends up as its allowed IPs everywhere.
+func (ca *CA) Issue(name, zone string, addrs []netip.Addr, pub crypto.PublicKey, subnets ...netip.Prefix) (*x509.Certificate, error) {
 	if ca.Key == nil {
 		return nil, errors.New("this node may not invite: it does not hold the mesh's key")
 	}
@@ -119,6 +121,12 @@ func (ca *CA) Issue(name, zone string, addrs []netip.Addr, pub crypto.PublicKey)
 	}
 	for _, a := range addrs {
 		t.IPAddresses = append(t.IPAddresses, net.IP(a.AsSlice()))
+	}
+	for _, p := range subnets {
+		if err := CheckSubnet(p); err != nil {
+			return nil, err
+		}
+		t.URIs = append(t.URIs, &url.URL{Scheme: subnetScheme, Opaque: p.String()})
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, ca.Cert, pub, ca.Key)
 	if err != nil {
@@ -158,10 +166,38 @@ func (ca *CA) Verify(chain []*x509.Certificate) (Node, error) {
 
 // Node is what a certificate says of a node.
 type Node struct {
-	Name   string
-	Addrs  []netip.Addr // IPv4 and IPv6, the node's own
-	Serial *big.Int     // larger is newer
-	Key    *ecdsa.PublicKey
+	Name    string
+	Addrs   []netip.Addr   // IPv4 and IPv6, the node's own
+	Subnets []netip.Prefix // networks behind it that it may be the router of
+	Serial  *big.Int       // larger is newer
+	Key     *ecdsa.PublicKey
+}
+
+// subnetScheme is that of the URI SANs that name the subnets of a certificate: mesh-subnet:10.11.22.0/24.
+const subnetScheme = "mesh-subnet"
+
+// maxSubnets bounds the subnets of a certificate and of a record.
+const maxSubnets = 16
+
+// CheckSubnet reports whether a node can be the router of p.
+func CheckSubnet(p netip.Prefix) error {
+	switch {
+	case !p.IsValid() || p != p.Masked():
+		return fmt.Errorf("%s is not a network like 10.11.22.0/24 or fd00:1234::/48", p)
+	case p.Bits() < 8 || p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast():
+		return fmt.Errorf("%s cannot be a subnet: it is no network behind a node", p)
+	}
+	return nil
+}
+
+// Allows reports whether the certificate lets the node be the router of p.
+func (n Node) Allows(p netip.Prefix) bool {
+	for _, s := range n.Subnets {
+		if s.Bits() <= p.Bits() && s.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
 }
 
 func nodeOf(c *x509.Certificate) (Node, error) {
@@ -185,6 +221,16 @@ func nodeOf(c *x509.Certificate) (Node, error) {
 			return Node{}, fmt.Errorf("certificate of %s has a malformed address", n.Name)
 		}
 		n.Addrs = append(n.Addrs, a.Unmap())
+	}
+	for _, u := range c.URIs {
+		if u.Scheme != subnetScheme {
+			continue
+		}
+		p, err := netip.ParsePrefix(u.Opaque)
+		if err != nil || CheckSubnet(p) != nil || len(n.Subnets) == maxSubnets {
+			return Node{}, fmt.Errorf("certificate of %s has a malformed subnet", n.Name)
+		}
+		n.Subnets = append(n.Subnets, p)
 	}
 	return n, nil
 }
@@ -225,7 +271,9 @@ type Identity struct {
 	Key   *ecdsa.PrivateKey   // signs records and names, serves TLS
 	WG    *ecdh.PrivateKey    // X25519, the WireGuard key
 	Node  Node                // what the leaf says
-	Join  uint16              // what this node's records say of Record.Join; set before they are made
+
+	// Evicted, if set before TLS is called, refuses members that were evicted. It must be safe for concurrent use.
+	Evicted func(Node) bool
 }
 
 // NewKeys makes the two keys of a node.
@@ -268,8 +316,9 @@ func (n Node) VerifySignature(msg, sig []byte) error {
 	return nil
 }
 
-// TLS is the configuration, for both sides, of connections between members: TLS 1.3, both certificates of this mesh.
-// Servers that admit strangers (joining) loosen ClientAuth themselves.
+// TLS is the configuration, for both sides, of connections between members: TLS 1.3, both certificates of this mesh, of
+// nodes that were not evicted when the connection began. Servers that admit strangers (joining) loosen ClientAuth
+// themselves.
 func (id *Identity) TLS() *tls.Config {
 	roots := x509.NewCertPool()
 	roots.AddCert(id.CA.Cert)
@@ -277,13 +326,25 @@ func (id *Identity) TLS() *tls.Config {
 	for _, c := range id.Chain {
 		cert.Certificate = append(cert.Certificate, c.Raw)
 	}
-	return &tls.Config{
+	cfg := &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		RootCAs:      roots,
 		ClientCAs:    roots,
 		ClientAuth:   tls.RequireAndVerifyClientCert,
 		MinVersion:   tls.VersionTLS13,
 	}
+	if evicted := id.Evicted; evicted != nil {
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error { // unlike VerifyPeerCertificate also of resumed sessions
+			if len(cs.PeerCertificates) == 0 {
+				return nil
+			}
+			if n, err := nodeOf(cs.PeerCertificates[0]); err == nil && evicted(n) {
+				return fmt.Errorf("%s was evicted from the mesh", n.Name)
+			}
+			return nil
+		}
+	}
+	return cfg
 }
 
 // Fingerprint is how a key appears in logs: the first 8 hexadecimal digits of its SHA-256.

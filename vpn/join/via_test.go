@@ -26,12 +26,11 @@ import (
 // it, leads each address to the inviter.
 func behind(t testing.TB, v *inviter, change func(c net.Conn) net.Conn) (member *Via, dialled *[]string) {
 	t.Helper()
-	v.id.Join = 7655
-	rec, err := v.id.Record(2, nil, nil)
+	rec, err := v.id.Record(2, identity.Said{Join: 7655})
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := newNode(t, v.ca, "bob", "10.11.0.9").Record(1, nil, nil) // may not invite
+	other, err := newNode(t, v.ca, "bob", "10.11.0.9").Record(1, identity.Said{}) // may not invite
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +146,7 @@ func TestEvilMember(t *testing.T) {
 	t.Run("takes the inviter's place", func(t *testing.T) {
 		v := newInviter(t)
 		m, _ := behind(t, v, nil)
-		s := &Server{Identity: m.identity, Book: v.book, Log: slog.New(slog.DiscardHandler)}
+		s := &Server{Identity: m.identity, Book: v.book, Evicted: func() []*identity.Tombstone { return nil }, Log: slog.New(slog.DiscardHandler)}
 		evil := accept(t, map[string]tcp.Protocol{Protocol: s.Protocol()})
 		m.dial = func(ctx context.Context, network, _ string) (net.Conn, error) { return tcp.Direct(ctx, network, evil) }
 		join(t, v.token, "somebody other than the inviter")
@@ -327,7 +326,7 @@ func TestMembers(t *testing.T) {
 		for _, e := range eps {
 			out = append(out, netip.MustParseAddrPort(e))
 		}
-		r, err := newNode(t, ca, "n", "10.11.0.1").Record(1, out, hosts)
+		r, err := newNode(t, ca, "n", "10.11.0.1").Record(1, identity.Said{Endpoints: out, Hosts: hosts})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -30,12 +30,16 @@ vpn/tcp: vpn/identity(tests)             | makes and takes connections and does 
 vpn/tcp/...: -                           | doubles of proxies
 vpn/join: vpn/identity vpn/tcp           | is spoken before there is a tunnel
 vpn/stream: vpn/identity vpn/tcp vpn/tcp/tcptest(tests) | carries what it does not understand between members
+vpn/lan: vpn/identity                    | hears strangers: it suggests, and others decide
+vpn/portmap: -                           | hears strangers: it suggests, and others decide
+vpn/netcheck: -                          | pure functions
 vpn: vpn/...                             | knows packets and no names
 vpn/...: vpn/...                         | knows packets and no names
 cmd/internal/config: vpn/identity        | reads files and starts nothing
 cmd/internal/api: -                      | is shared by programs that must not share more
 cmd/internal/doctor: nss cmd/internal/api cmd/internal/config | reads a machine as a program of the system would
 cmd/internal/lab: -                      | makes hosts and does not know what runs in them
+cmd/internal/scripts: -                  | starts foreign programs and knows nothing else
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands
 cmd/internal/archtest: -                 | judges everything
 cmd/...: ...                             | the root that introduces the engines to each other
@@ -52,6 +56,8 @@ golang.zx2c4.com/wireguard: vpn vpn/...                                         
 github.com/vishvananda/netlink: vpn/netif cmd/meshd-etcd cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network
 golang.org/x/net/proxy: vpn/tcp                                                              | one place that speaks to proxies
 golang.org/x/net/http: vpn/tcp                                                               | one place that speaks to proxies
+github.com/huin/goupnp: vpn/portmap                                                          | one place that asks gateways
+github.com/jackpal/go-nat-pmp: vpn/portmap                                                   | as goupnp
 github.com/spf13/cobra: cmd/...                                                              | an engine has no command line
 `
 

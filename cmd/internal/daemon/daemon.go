@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"mesh.internal/mesh/cmd/internal/config"
+	"mesh.internal/mesh/cmd/internal/scripts"
 	"mesh.internal/mesh/resolver"
 	"mesh.internal/mesh/resolver/dnsd"
 	"mesh.internal/mesh/resolver/store"
@@ -54,6 +56,9 @@ type daemon struct {
 	keys     keyring
 	book     *join.Book
 	snap     snapshot
+	scripts  *scripts.Runner
+
+	introducing sync.Mutex // held by introduce, so that no older state comes after a newer one
 
 	mu       sync.Mutex // guards warnings
 	warnings map[string]string
@@ -86,7 +91,6 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	id.Join = joinPort(c, id)
 	level, _ := c.Level()
 	opts.Level.Set(level)
 	p4, err := c.Prefix4()
@@ -99,10 +103,17 @@ func Run(ctx context.Context, opts Options) error {
 	if err := os.MkdirAll(opts.Paths.Run, 0o755); err != nil {
 		return fmt.Errorf("making the directory of the snapshot: %w", err)
 	}
-	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Connect: c.Connect,
+	subnets, err := c.Subnets()
+	if err != nil {
+		return err
+	}
+	d.scripts = scripts.New(scripts.Config{Dir: filepath.Dir(opts.Paths.Config), Mesh: c.Mesh, Name: c.Name, Interface: c.Interface, Log: d.log})
+	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Join: joinPort(c, id), Connect: c.Connect,
+		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, PortMap: c.PortMap, LAN: c.LAN,
 		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
 		return err
 	}
+	id.Evicted = d.node.Evicted
 	rc := resolver.Config{Zone: c.Domain, Prefixes: d.prefixes, Signer: signer{id}, Verifier: &d.keys, StateDir: opts.Paths.State,
 		LearnNode: d.node.Learn, Log: d.log}
 	if eps := endpoints(c, id); len(eps) > 0 {
@@ -134,6 +145,7 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(func(ctx context.Context) error { return d.introduceMore(ctx, changed) })
 		goRun(d.writeSnapshots(d.names.Changed()))
 		goRun(d.names.Run)
+		goRun(func(ctx context.Context) error { d.scripts.Run(ctx); return nil })
 		goRun(d.serveDNS)
 		goRun(d.serveTCP)
 		goRun(d.serveAPI)
@@ -150,6 +162,18 @@ func Run(ctx context.Context, opts Options) error {
 		all = append(all, err)
 	}
 	return errors.Join(all...)
+}
+
+// event hands what happens on the mesh to the scripts.
+func (d *daemon) event(e vpn.Event) {
+	s := scripts.Event{Kind: e.Kind, Node: e.Node}
+	if e.Remote.IsValid() {
+		s.Addr, s.Port = e.Remote.Addr().String(), strconv.Itoa(int(e.Remote.Port()))
+	}
+	if e.Subnet.Prefix.IsValid() {
+		s.Subnet, s.Weight = e.Subnet.Prefix.String(), strconv.Itoa(int(e.Subnet.Weight))
+	}
+	d.scripts.Tell(s)
 }
 
 // endpoints are where the store is.
@@ -183,9 +207,11 @@ func (d *daemon) warn(subject, text string) {
 
 // introduce tells the resolver who is on the mesh, and returns what is closed when that has changed.
 func (d *daemon) introduce() (changed <-chan struct{}) {
+	d.introducing.Lock()
+	defer d.introducing.Unlock()
 	changed = d.node.Changed()
 	records := d.node.Records()
-	d.keys.set(records)
+	d.keys.set(records, d.node.Tombstones())
 	nodes := make([]resolver.Node, 0, len(records))
 	for _, r := range records {
 		nodes = append(nodes, resolver.Node{Name: r.Node.Name, Addrs: r.Node.Addrs, Key: r.Node.Serial.String()})
@@ -242,7 +268,7 @@ func (d *daemon) reload(ctx context.Context) error {
 		old := d.cfg.Load()
 		if c.Name != old.Name || c.Mesh != old.Mesh || c.Domain != old.Domain || c.Prefix != old.Prefix || c.Port != old.Port ||
 			c.Interface != old.Interface || c.MTU != old.MTU || c.Store.Embedded != old.Store.Embedded ||
-			!slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
+			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || c.PortMap != old.PortMap || c.LAN != old.LAN || !slices.Equal(c.Subnet, old.Subnet) || !slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
 			d.warn("reload", "only public and log_level take effect at once; restart meshd for the rest")
 		}
 		next := *old
@@ -284,12 +310,15 @@ func (s signer) Sign(msg []byte) ([]byte, error) { return s.id.Sign(msg) }
 
 // keyring verifies values of the store by the members' certificates.
 type keyring struct {
-	nodes atomic.Pointer[map[string]identity.Node]
+	nodes atomic.Pointer[map[string]identity.Node] // those that were evicted have no key
 }
 
-func (k *keyring) set(records []*identity.Record) {
-	m := make(map[string]identity.Node, len(records))
-	for _, r := range records {
+func (k *keyring) set(records []*identity.Record, evicted []*identity.Tombstone) {
+	m := make(map[string]identity.Node, len(records)+len(evicted))
+	for _, t := range evicted {
+		m[t.Name] = identity.Node{}
+	}
+	for _, r := range records { // of one that was invited again, too
 		m[r.Node.Name] = r.Node
 	}
 	k.nodes.Store(&m)
@@ -304,6 +333,9 @@ func (k *keyring) Verify(owner string, msg, sig []byte) error {
 	n, ok := (*m)[owner]
 	if !ok {
 		return store.ErrUnknownOwner
+	}
+	if n.Key == nil {
+		return store.ErrEvicted
 	}
 	return n.VerifySignature(msg, sig)
 }

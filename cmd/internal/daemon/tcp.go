@@ -4,26 +4,30 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"slices"
 
 	"mesh.internal/mesh/cmd/internal/config"
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/join"
+	"mesh.internal/mesh/vpn/stream"
 	"mesh.internal/mesh/vpn/tcp"
 )
 
-// serveTCP serves at the mesh's TCP port: strangers who were invited by this node or another.
+// serveTCP serves at the mesh's TCP port: members where UDP is blocked, and strangers whom this node or another has invited.
 func (d *daemon) serveTCP(ctx context.Context) error {
 	l, err := tcp.Listen(ctx, d.cfg.Load().Port)
 	if err != nil {
 		return err
 	}
+	streams := d.node.Streams()
 	protocols := map[string]tcp.Protocol{
+		stream.Protocol:  {TLS: streams.TLS(), Serve: func(_ context.Context, c *tls.Conn) { streams.Serve(c) }},
 		join.ViaProtocol: join.NewVia(d.id, d.node.Records, tcp.Direct, d.log).Protocol(),
 	}
 	if d.id.CA.Key != nil {
-		s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Learn: d.node.Learn, Log: d.log,
+		s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Evicted: d.node.Tombstones, Learn: d.node.Learn, Log: d.log,
 			Mesh: func() join.Mesh {
 				c := d.cfg.Load()
 				return join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: endpoints(c, d.id), Inviter: c.Name, Port: uint16(c.Port)}
@@ -39,7 +43,7 @@ func (d *daemon) serveTCP(ctx context.Context) error {
 func (d *daemon) between() []string {
 	up := map[string]bool{}
 	for _, p := range d.node.Peers() {
-		up[p.Name] = p.Endpoint.IsValid()
+		up[p.Name] = p.Endpoint.IsValid() || p.Stream
 	}
 	others := slices.Clone(d.node.Records()[1:]) // the first is our own
 	slices.SortStableFunc(others, func(a, b *identity.Record) int {
