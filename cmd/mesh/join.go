@@ -28,6 +28,7 @@ import (
 func (a *app) initCommand() *cobra.Command {
 	c := config.Default()
 	var prefix, store string
+	var subnets []string
 	cmd := &cobra.Command{
 		Use: "init --name NAME", Short: "make a new mesh, with this machine as its first node", Args: cobra.NoArgs,
 		Example: "  mesh init --name spencer --public 203.0.113.7",
@@ -46,6 +47,11 @@ func (a *app) initCommand() *cobra.Command {
 				return err
 			}
 			c.Prefix = p.String()
+			allowed, err := parseSubnets(subnets)
+			if err != nil {
+				return err
+			}
+			c.Subnet = texts(allowed)
 			b, err := c.Bytes()
 			if err == nil {
 				_, err = config.Parse(b) // every rule of the file holds for the flags too
@@ -65,7 +71,7 @@ func (a *app) initCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cert, err := ca.Issue(c.Name, c.Domain, []netip.Addr{p.Addr().Next(), a6}, &key.PublicKey)
+			cert, err := ca.Issue(c.Name, c.Domain, []netip.Addr{p.Addr().Next(), a6}, &key.PublicKey, allowed...)
 			if err != nil {
 				return err
 			}
@@ -86,11 +92,35 @@ func (a *app) initCommand() *cobra.Command {
 	f.StringVar(&c.Name, "name", "", "this node's `name`: one label, a-z, 0-9 and hyphens")
 	f.StringVar(&c.Mesh, "mesh", c.Mesh, "the mesh's `name`")
 	f.StringSliceVar(&c.Public, "public", nil, "`host[:port]` at which others reach this machine; may be given more than once")
+	f.StringSliceVar(&subnets, "subnet", nil, subnetUsage)
 	f.StringVar(&prefix, "prefix", "", "the mesh's IPv4 `prefix`, private (default: a /16 that no route of this machine overlaps)")
 	f.StringVar(&c.Domain, "domain", c.Domain, "the `zone` of the mesh's names")
 	f.StringVar(&store, "store", "embedded", "`where` names are kept: embedded, or URLs of an etcd with commas between them")
 	f.IntVar(&c.Port, "port", c.Port, "UDP and TCP `port`")
 	return cmd
+}
+
+const subnetUsage = "a `network` behind the node that it may be the router of for the whole mesh, as 10.99.0.0/24; may be given more than once"
+
+func parseSubnets(all []string) (out []netip.Prefix, err error) {
+	for _, s := range all {
+		p, err := netip.ParsePrefix(s)
+		if err == nil {
+			err = identity.CheckSubnet(p)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--subnet: %w", err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func texts(all []netip.Prefix) (out []string) {
+	for _, p := range all {
+		out = append(out, p.String())
+	}
+	return out
 }
 
 // choosePrefix checks the wanted prefix, or finds one that overlaps no route of this machine.
@@ -190,6 +220,7 @@ func (a *app) startServices(out io.Writer, embedded bool) error {
 func (a *app) inviteCommand() *cobra.Command {
 	var q api.Invite
 	var addr string
+	var subnets []string
 	cmd := &cobra.Command{
 		Use: "invite NAME", Short: "print an invitation for a new node", Args: cobra.ExactArgs(1),
 		Long: "Prints one line, which lets one machine join the mesh as NAME, once. Whoever has the line can join: send it over a channel that you trust. The new node needs to reach this one or, where that is behind NAT, one of up to three members with public addresses that the line names too; they pass on what they cannot read.",
@@ -202,6 +233,9 @@ func (a *app) inviteCommand() *cobra.Command {
 				if q.Addr, err = netip.ParseAddr(addr); err != nil {
 					return fmt.Errorf("--address: %w", err)
 				}
+			}
+			if q.Subnets, err = parseSubnets(subnets); err != nil {
+				return err
 			}
 			var inv api.Invitation
 			if err := a.client().Do(cmd.Context(), "POST", "/v1/invite", q, &inv); err != nil {
@@ -216,6 +250,7 @@ func (a *app) inviteCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&addr, "address", "", "the new node's IPv4 `address` (default: the lowest free one)")
+	cmd.Flags().StringSliceVar(&subnets, "subnet", nil, subnetUsage)
 	cmd.Flags().DurationVar(&q.Expires, "expires", 24*time.Hour, "how `long` the invitation is good")
 	return cmd
 }
@@ -258,6 +293,7 @@ func (a *app) joinCommand() *cobra.Command {
 				return hinted{fmt.Errorf("the mesh's prefix %s overlaps the route %s of this machine, so one would hide the other", p, route),
 					"take that route away, or join with --allow-overlap; the invitation is still good for this machine"}
 			}
+			c.Subnet = texts(r.Identity.Node.Subnets)
 			c.Name, c.Mesh, c.Domain, c.Prefix = r.Identity.Node.Name, r.Mesh.Name, r.Mesh.Domain, r.Mesh.Prefix
 			c.Store.Endpoints, c.Connect = r.Mesh.Store, []string{r.Mesh.Inviter}
 			if r.Via != "" { // the inviter may be out of our reach

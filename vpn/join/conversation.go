@@ -135,7 +135,7 @@ func (s *Server) welcome(h hello) (welcome, string, error) {
 		return welcome{}, inv.Name, err
 	}
 	m := s.Mesh()
-	cert, err := s.Identity.CA.Issue(inv.Name, m.Domain, []netip.Addr{inv.Addr, a6}, pub)
+	cert, err := s.Identity.CA.Issue(inv.Name, m.Domain, []netip.Addr{inv.Addr, a6}, pub, inv.Subnets...)
 	if err != nil {
 		return welcome{}, inv.Name, err
 	}

@@ -128,9 +128,10 @@ type Change struct {
 
 // Invite is the body of POST /v1/invite.
 type Invite struct {
-	Name    string        `json:"name"`
-	Addr    netip.Addr    `json:"addr"` // zero: the lowest free one
-	Expires time.Duration `json:"expires"`
+	Name    string         `json:"name"`
+	Addr    netip.Addr     `json:"addr"`              // zero: the lowest free one
+	Subnets []netip.Prefix `json:"subnets,omitempty"` // that the new node may be the router of
+	Expires time.Duration  `json:"expires"`
 }
 
 // Invitation is its answer.

@@ -222,6 +222,11 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 	if q.Expires < shortest || q.Expires > longest {
 		return nil, fmt.Errorf("an invitation is good for %s to %s, not %s", shortest, longest, q.Expires)
 	}
+	for _, p := range q.Subnets {
+		if err := identity.CheckSubnet(p); err != nil {
+			return nil, err
+		}
+	}
 	c := d.cfg.Load()
 	for _, t := range d.node.Tombstones() {
 		if t.Name == d.relative(q.Name) && !time.Now().After(t.At) {
@@ -255,7 +260,7 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.book.Add(t.Secret, t.Name, addr, expires); err != nil {
+	if err := d.book.Add(t.Secret, t.Name, addr, expires, q.Subnets...); err != nil {
 		return nil, err
 	}
 	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires, Warning: warning}, nil
