@@ -167,12 +167,12 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if bind == nil {
 		bind = conn.NewStdNetBind()
 	}
-	s, err := newSeam(dev)
+	s, err := newSeam(dev, n.cfg.MTU)
 	if err != nil {
 		dev.Close()
 		return err
 	}
-	s.control, s.heard, s.demand = n.enqueue, n.heard, n.demand
+	s.control, s.heard, s.demand, s.peerOf, s.pathMTU = n.enqueue, n.heard, n.demand, n.endpoint, n.mtu
 	l := link.New(bind, n.cfg.Identity.WG, n.cfg.MTU+sealed)
 	l.SetRelay(!n.cfg.NoRelay, n.cfg.RelayRate)
 	l.Stranger = n.knock
@@ -242,4 +242,12 @@ func (n *Node) heard(from netip.Addr) {
 	if p := n.owners.Load().peer(from); p != nil {
 		p.Heard(time.Now())
 	}
+}
+
+// endpoint is the node to which the engine sends what goes to dst; nil: none.
+func (n *Node) endpoint(dst netip.Addr) conn.Endpoint {
+	if p := n.owners.Load().peer(dst); p != nil {
+		return p
+	}
+	return nil
 }
