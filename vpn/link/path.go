@@ -4,7 +4,6 @@ package link
 
 import (
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"time"
 )
@@ -496,5 +495,3 @@ func (p *path) mtu() int {
 	}
 	return p.best.mtu - p.best.way.Via.trailerSize()
 }
-
-func udpWay(a netip.AddrPort) Way { return Way{Addr: a} }

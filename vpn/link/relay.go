@@ -125,9 +125,8 @@ func (s step) advance(self ID, grant uint64) {
 
 // grants are what this node has given out.
 type grants struct {
-	mu      sync.RWMutex
-	by      map[uint64]*Peer
-	renewed time.Time
+	mu sync.RWMutex
+	by map[uint64]*Peer
 }
 
 // of returns what p is to put into packets that this node relays or takes for others, making all anew now and then.
