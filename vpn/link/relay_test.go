@@ -5,7 +5,9 @@ package link
 import (
 	"bytes"
 	"encoding/binary"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -124,6 +126,7 @@ func (tr *trip) live(d time.Duration, w world) {
 				tr.pending = append(tr.pending, answer{tr.now.Add(rtt), o.to, probe{kind: kindPong, txid: o.p.txid, run: 1}})
 			}
 		}
+		slices.SortStableFunc(tr.pending, func(a, b answer) int { return a.at.Compare(b.at) })
 	}
 }
 
@@ -188,6 +191,32 @@ func TestPathDoesNotFlap(t *testing.T) {
 	bad = false
 	tr.live(2*time.Minute, w) // it is trusted again by and by
 	tr.wantWay(Way{Addr: addrA})
+}
+
+// Ways of which all are slow now and then, as on a busy machine or a full radio channel, are not changed each time.
+func TestPathBelievesNoSpike(t *testing.T) {
+	for _, ways := range [][]Way{{{Addr: addrA}, viaB, viaCD}, {viaB, {Via: Route{{5}}}, viaCD}} {
+		tr := newTrip(t)
+		tr.p.setKnown(ways)
+		r := rand.New(rand.NewPCG(1, 2))
+		w := func(Way) (rtt time.Duration) {
+			if rtt = 3 * time.Millisecond; r.IntN(5) == 0 {
+				rtt += time.Duration(20+r.IntN(100)) * time.Millisecond
+			}
+			return rtt
+		}
+		tr.live(2*time.Second, func(o out) (time.Duration, bool) { return w(o.to), true })
+		changes, last := 0, tr.p.best
+		for range 24000 { // two minutes
+			tr.live(5*time.Millisecond, func(o out) (time.Duration, bool) { return w(o.to), true })
+			if tr.p.best != last {
+				changes, last = changes+1, tr.p.best
+			}
+		}
+		if changes > 4 {
+			t.Errorf("of %v, the way changed %d times in two minutes", ways, changes)
+		}
+	}
 }
 
 // A clean detour beats a direct way that loses much.
