@@ -270,7 +270,7 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 		}
 	}
 	outs = append(outs, p.measure(now)...)
-	if c := p.best; c.ask > 0 {
+	if c := p.best; c.ask > 0 && c.missed == 0 {
 		next = sooner(next, c.askedAt.Add(answersIn+c.rtt*3/2))
 	}
 	return outs, next

@@ -219,6 +219,23 @@ func TestPathBelievesNoSpike(t *testing.T) {
 	}
 }
 
+// A path never asks to be called in the past, which Run would take for lateness of its own, forgive everybody for, and
+// ping anew: not even where the peer dies while the MTU is being measured.
+func TestPathLooksAhead(t *testing.T) {
+	tr := newTrip(t)
+	tr.p.setKnown([]Way{{Addr: addrA}, viaB})
+	tr.live(200*time.Millisecond, func(o out) (time.Duration, bool) { return 20 * time.Millisecond, o.p.size == 0 })
+	if tr.p.best == nil || tr.p.best.ask == 0 {
+		t.Fatal("nothing is being measured")
+	}
+	for end := tr.now.Add(30 * time.Second); tr.now.Before(end); tr.now = tr.now.Add(5 * time.Millisecond) {
+		tr.p.lastSend = tr.now
+		if _, next := tr.p.tick(tr.now); !next.After(tr.now) {
+			t.Fatalf("at %s it asks for %s", tr.now, tr.now.Sub(next))
+		}
+	}
+}
+
 // A clean detour beats a direct way that loses much.
 func TestPathLossy(t *testing.T) {
 	tr := newTrip(t)
