@@ -89,6 +89,9 @@ func (s *Subnet) Plug(h *Host) (*Link, error) {
 	return l, nil
 }
 
+// Host is the host at the end of the link that is not the router.
+func (l *Link) Host() *Host { return l.host }
+
 // open makes a veth pair with one end in each of the two and nothing in the machine's own network.
 func (l *Link) open() error {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", l.host.PID))
@@ -236,6 +239,17 @@ func (h *Host) forward() error {
 			sysctl("ipv6/conf/all/keep_addr_on_down", 1),
 			sysctl("ipv6/conf/default/keep_addr_on_down", 1))
 	})
+}
+
+// Route makes a router send what is for a prefix to one of its hosts, a router itself.
+func (h *Host) Route(to netip.Prefix, via netip.Addr) error {
+	err := h.Do(func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())}, Gw: via.AsSlice()})
+	})
+	if err != nil {
+		return fmt.Errorf("adding the route to %s: %w", to, err)
+	}
+	return nil
 }
 
 // configure gives an interface of the host the calling thread is in its addresses and brings it up.

@@ -135,6 +135,19 @@ func (h *Host) Lose(from, to netip.Addr) error { return h.pair("add", from, to) 
 // Pass ends what Lose did.
 func (h *Host) Pass(from, to netip.Addr) error { return h.pair("delete", from, to) }
 
+// Isolate keeps what two networks of a NAT send to each other from passing, but for what it translates, as many home
+// routers do with a network for guests.
+func (h *Host) Isolate(one, other netip.Prefix) error {
+	return h.nft(fmt.Sprintf(`table inet isolate {
+ chain forward { type filter hook forward priority -200
+  ct status dnat accept
+  ip saddr %[1]s ip daddr %[2]s drop
+  ip saddr %[2]s ip daddr %[1]s drop
+ }
+}
+`, one, other))
+}
+
 func (h *Host) pair(verb string, from, to netip.Addr) error {
 	set, element := "lost4", from.String()+" . "+to.String()
 	if from.Is6() {
