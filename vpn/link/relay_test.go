@@ -4,12 +4,16 @@ package link
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	crand "crypto/rand"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
 )
 
 func TestTrailerOnItsWay(t *testing.T) {
@@ -297,5 +301,55 @@ func TestRouteIsComparable(t *testing.T) {
 	}
 	if udp := (Way{Addr: netip.MustParseAddrPort("192.0.2.1:1")}); !udp.udp() || udp.relayed() || a.udp() || !a.relayed() {
 		t.Error("ways do not know what they are")
+	}
+}
+
+// sink is a socket that keeps what is sent.
+type sink struct {
+	conn.Bind
+	sent [][]byte
+}
+
+func (s *sink) Send(bufs [][]byte, _ conn.Endpoint) error {
+	for _, b := range bufs {
+		s.sent = append(s.sent, bytes.Clone(b))
+	}
+	return nil
+}
+
+// The answer to a handshake goes also through relays that have not answered yet: lost, it would come again after 5 s.
+func TestResponseThroughRelay(t *testing.T) {
+	key := func() *ecdh.PrivateKey {
+		k, err := ecdh.X25519().GenerateKey(crand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	s := &sink{}
+	l := New(s, key(), 1412)
+	relay, err1 := l.Peer("relay", key().PublicKey())
+	p, err2 := l.Peer("far", key().PublicKey())
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	relay.direct.Store(&route{ep: &conn.StdNetEndpoint{AddrPort: addrA}})
+	relay.granted.Store(7)
+	p.Set([]netip.AddrPort{addrB}, []Route{{relay.id}}, false)
+	msg := append([]byte{response, 0, 0, 0}, make([]byte, 88)...)
+	if err := l.Send([][]byte{msg}, p); err != nil {
+		t.Fatal(err)
+	}
+	direct, relayed := 0, 0
+	for _, b := range s.sent {
+		switch {
+		case bytes.Equal(b, msg):
+			direct++
+		case b[0] == response && b[1] == relayMark:
+			relayed++
+		}
+	}
+	if direct != 1 || relayed != 1 {
+		t.Errorf("the answer was sent %d times directly and %d times through the relay", direct, relayed)
 	}
 }
