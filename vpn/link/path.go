@@ -374,7 +374,7 @@ func (p *path) measure(now time.Time) []out {
 	}
 	c.asked, c.askedAt = c.asked+1, now
 	c.note(ping{rand.Uint64(), now, c.ask})
-	return []out{{c.way, probe{kind: kindPing, txid: c.pings[0].txid, keep: p.keep, size: c.ask}}}
+	return []out{{c.way, probe{kind: kindPing, txid: c.pings[0].txid, keep: p.keep, size: c.ask - c.way.Via.trailerSize()}}}
 }
 
 // handle takes an authentic frame of the peer that came on a way. It reports whether the peer wants a session, and whether

@@ -277,6 +277,16 @@ func TestPathMTU(t *testing.T) {
 	}
 }
 
+// What is measured of a way through relays counts the trailer once.
+func TestPathMTURelayed(t *testing.T) {
+	tr := newTrip(t)
+	tr.p.setKnown([]Way{viaB})
+	tr.live(5*time.Second, func(o out) (time.Duration, bool) { return 20 * time.Millisecond, o.p.size+o.to.Via.trailerSize() <= 1372 })
+	if m := tr.p.mtu(); m != 1372-viaB.Via.trailerSize() {
+		t.Errorf("the path takes 1372 with a trailer, found %d without", m)
+	}
+}
+
 // A node that slept does not think that the others did.
 func TestPathLate(t *testing.T) {
 	tr := newTrip(t)
