@@ -813,9 +813,17 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	p.mu.Unlock()
 	p.transmit(outs, false)
 	for _, o := range outs {
-		if o.to.udp() {
-			l.deliver(bufs, &conn.StdNetEndpoint{AddrPort: o.to.Addr})
+		r := &route{stream: p.Name}
+		switch {
+		case o.to.udp():
+			r = &route{ep: &conn.StdNetEndpoint{AddrPort: o.to.Addr}}
+		case o.to.relayed():
+			r = &route{first: l.byIDPeer(o.to.Via[0]), trailer: o.to.Via.trailer(l.id, p.id)}
+			if r.first == nil {
+				continue
+			}
 		}
+		l.put([][]byte{bytes.Clone(bufs[0])}, r)
 	}
 	return nil
 }

@@ -64,10 +64,17 @@ type Self struct {
 type Peer struct {
 	Name          string       `json:"name"`
 	Addrs         []netip.Addr `json:"addrs"`
-	Endpoint      string       `json:"endpoint,omitempty"` // UDP address in use; empty: none
-	Direct        bool         `json:"direct"`
+	Active        bool         `json:"active"`             // there is a tunnel; others get one with the first packet
+	Neighbour     bool         `json:"neighbour"`          // the tunnel is kept, and records go along it
+	Direct        bool         `json:"direct"`             // over UDP, without other nodes
+	Endpoint      string       `json:"endpoint,omitempty"` // its UDP address then
+	Via           []string     `json:"via,omitempty"`      // relays, the nearest first
+	Stream        bool         `json:"stream,omitempty"`   // over TLS
+	Reason        string       `json:"reason,omitempty"`   // why this way
+	RTT           float64      `json:"rtt_ms,omitempty"`   // smoothed
+	Loss          float64      `json:"loss,omitempty"`     // share of lost probes, 0 to 1
+	MTU           int          `json:"mtu,omitempty"`      // bytes of the largest packet in the tunnel that passes; 0: not measured
 	LastHandshake *time.Time   `json:"last_handshake,omitempty"`
-	RTT           float64      `json:"rtt_ms,omitempty"` // smoothed
 	RX            uint64       `json:"rx_bytes"`
 	TX            uint64       `json:"tx_bytes"`
 }

@@ -41,6 +41,7 @@ cmd/internal/doctor: nss cmd/internal/api cmd/internal/config | reads a machine 
 cmd/internal/lab: -                      | makes hosts and does not know what runs in them
 cmd/internal/scripts: -                  | starts foreign programs and knows nothing else
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands
+cmd/internal/netlab: cmd/internal/lab cmd/internal/api cmd/internal/config vpn vpn/identity | gives nodes their certificates, and asks meshd how they are as mesh status does
 cmd/internal/archtest: -                 | judges everything
 cmd/...: ...                             | the root that introduces the engines to each other
 `

@@ -83,7 +83,8 @@ func (d *daemon) status() api.Status {
 		s.Self.Endpoints = append(s.Self.Endpoints, e.String())
 	}
 	for _, p := range d.node.Peers() {
-		ap := api.Peer{Name: p.Name, Addrs: p.Addrs, RX: p.RX, TX: p.TX, RTT: float64(p.RTT.Microseconds()) / 1000}
+		ap := api.Peer{Name: p.Name, Addrs: p.Addrs, Active: p.Active, Neighbour: p.Neighbour, Via: p.Via, Stream: p.Stream, Reason: p.Reason,
+			RTT: float64(p.RTT.Microseconds()) / 1000, Loss: p.Loss, MTU: p.MTU, RX: p.RX, TX: p.TX}
 		if p.Endpoint.IsValid() {
 			ap.Endpoint, ap.Direct = p.Endpoint.String(), true
 		}
