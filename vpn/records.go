@@ -167,12 +167,12 @@ func (n *Node) announce(after uint64) {
 			eps = append(eps, ap)
 		}
 	}
-	said := identity.Said{Endpoints: eps, Hosts: hosts, Links: n.links(), NoRelay: n.cfg.NoRelay, Subnets: n.cfg.Subnets}
+	said := identity.Said{Endpoints: eps, Hosts: hosts, Links: n.links(), NoRelay: n.cfg.NoRelay, Subnets: n.cfg.Subnets, Join: n.cfg.Join}
 	old := n.records[n.self]
 	if old != nil {
 		after = max(after, old.Seq)
 		said.Links = steady(old.Links, said.Links)
-		if same := slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.NoRelay == said.NoRelay && slices.Equal(old.Subnets, said.Subnets); after == old.Seq && same && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
+		if same := slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.NoRelay == said.NoRelay && old.Join == said.Join && slices.Equal(old.Subnets, said.Subnets); after == old.Seq && same && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
 			if slices.Equal(old.Links, said.Links) || !n.said.may(time.Now()) {
 				return
 			}

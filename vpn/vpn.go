@@ -40,6 +40,7 @@ type Config struct {
 	Prefixes  []netip.Prefix    // the mesh's, IPv4 and IPv6: the interface's addresses have their lengths
 	Port      int               // UDP
 	Public    []string          // host:port, announced before the machine's own addresses
+	Join      uint16            // TCP port where this node lets invited strangers in, announced; 0: nowhere
 	Connect   []string          // nodes to keep a tunnel to
 	Subnets   []identity.Subnet // networks behind this node, of those that its certificate allows
 	Event     func(Event)       // is told what happens; called with locks held, must not block; may be nil

@@ -22,6 +22,7 @@ import (
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/join"
 	"mesh.internal/mesh/vpn/netif"
+	"mesh.internal/mesh/vpn/tcp"
 )
 
 func (a *app) initCommand() *cobra.Command {
@@ -191,7 +192,7 @@ func (a *app) inviteCommand() *cobra.Command {
 	var addr string
 	cmd := &cobra.Command{
 		Use: "invite NAME", Short: "print an invitation for a new node", Args: cobra.ExactArgs(1),
-		Long: "Prints one line, which lets one machine join the mesh as NAME, once. Whoever has the line can join: send it over a channel that you trust.",
+		Long: "Prints one line, which lets one machine join the mesh as NAME, once. Whoever has the line can join: send it over a channel that you trust. The new node needs to reach this one or, where that is behind NAT, one of up to three members with public addresses that the line names too; they pass on what they cannot read.",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			q.Name = args[0]
 			if err := identity.CheckName(q.Name); err != nil {
@@ -207,6 +208,9 @@ func (a *app) inviteCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), inv.Token)
+			if inv.Warning != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "mesh: hint:", inv.Warning)
+			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s will have %s. On that machine, until %s: mesh join TOKEN\n", q.Name, inv.Addr, inv.Expires.Local().Format("2006-01-02 15:04"))
 			return nil
 		},
@@ -219,6 +223,7 @@ func (a *app) inviteCommand() *cobra.Command {
 func (a *app) joinCommand() *cobra.Command {
 	c := config.Default()
 	var overlap bool
+	var proxy string
 	cmd := &cobra.Command{
 		Use: "join TOKEN", Short: "join the mesh that an invitation is for", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -229,11 +234,15 @@ func (a *app) joinCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			dial, err := tcp.Through(proxy)
+			if err != nil {
+				return fmt.Errorf("--proxy: %w", err)
+			}
 			key, wg, err := a.paths.Keys()
 			if err != nil {
 				return err
 			}
-			r, err := join.Join(cmd.Context(), t, key, wg)
+			r, err := join.Join(cmd.Context(), dial, t, key, wg)
 			if err != nil {
 				return err
 			}
@@ -251,6 +260,9 @@ func (a *app) joinCommand() *cobra.Command {
 			}
 			c.Name, c.Mesh, c.Domain, c.Prefix = r.Identity.Node.Name, r.Mesh.Name, r.Mesh.Domain, r.Mesh.Prefix
 			c.Store.Endpoints, c.Connect = r.Mesh.Store, []string{r.Mesh.Inviter}
+			if r.Via != "" { // the inviter may be out of our reach
+				c.Connect = append(c.Connect, r.Via)
+			}
 			if !cmd.Flags().Changed("port") {
 				c.Port = int(r.Mesh.Port)
 			}
@@ -274,7 +286,8 @@ func (a *app) joinCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&c.Public, "public", nil, "`host[:port]` at which others reach this machine, if there is one")
-	f.IntVar(&c.Port, "port", c.Port, "UDP `port` (default: the inviter's)")
+	f.IntVar(&c.Port, "port", c.Port, "UDP and TCP `port` (default: the inviter's)")
+	f.StringVar(&proxy, "proxy", "", "join through this HTTP or SOCKS 5 proxy: a `URL` like http://user:password@host:port or socks5://host:port, or env for what HTTPS_PROXY says")
 	f.BoolVar(&overlap, "allow-overlap", false, "join although a route of this machine overlaps the mesh's prefix")
 	return cmd
 }

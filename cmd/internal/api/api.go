@@ -138,6 +138,7 @@ type Invitation struct {
 	Token   string     `json:"token"`
 	Addr    netip.Addr `json:"addr"`
 	Expires time.Time  `json:"expires"`
+	Warning string     `json:"warning,omitempty"` // why it may not work
 }
 
 // Error is the body of every answer that is not 200.

@@ -229,10 +229,6 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 		}
 	}
 	expires := time.Now().Add(q.Expires).Truncate(time.Second)
-	addr, err := d.names.ClaimNode(r.Context(), d.relative(q.Name), q.Addr, expires)
-	if err != nil {
-		return nil, err
-	}
 	t := join.Token{Root: d.id.CA.Fingerprint(), Inviter: sha256.Sum256(d.id.Chain[0].RawSubjectPublicKeyInfo), Secret: join.NewSecret(),
 		Name: d.relative(q.Name), Expires: expires}
 	add := func(hp string) {
@@ -250,13 +246,19 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 	for _, a := range locals {
 		add(netip.AddrPortFrom(a, uint16(c.Port)).String())
 	}
-	if len(t.Endpoints) == 0 {
-		return nil, errors.New("this machine has no address at which a new node could reach it: set public = [\"HOST\"] in mesh.toml")
+	t.Via = d.between()
+	warning, err := unreachable(t, len(c.Public) > 0 || slices.ContainsFunc(locals, join.Public))
+	if err != nil {
+		return nil, err
+	}
+	addr, err := d.names.ClaimNode(r.Context(), t.Name, q.Addr, expires)
+	if err != nil {
+		return nil, err
 	}
 	if err := d.book.Add(t.Secret, t.Name, addr, expires); err != nil {
 		return nil, err
 	}
-	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires}, nil
+	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires, Warning: warning}, nil
 }
 
 func evicted(t *identity.Tombstone) api.Evicted {
