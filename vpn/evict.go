@@ -138,6 +138,9 @@ func (n *Node) remove(name string) {
 	} else {
 		n.deactivate(name)
 	}
+	if m.wanted {
+		n.streams.Want(name, nil, false)
+	}
 	for _, a := range r.Node.Addrs {
 		delete(n.byAddr, a)
 		n.budgets.forget(a)

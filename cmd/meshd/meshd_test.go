@@ -181,7 +181,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 	must(t, h, "cp /etc/mesh/mesh.toml /run/good.toml; sed -i '3i colour = \"red\"' /etc/mesh/mesh.toml")
 	daemon("an unknown key", "meshd", "/etc/mesh/mesh.toml:3: unknown key", "colour")
 	daemon("an unknown key", "meshd -check", "unknown key")
-	must(t, h, "sed 's/^port.*/port = 99999/' /run/good.toml >/etc/mesh/mesh.toml")
+	must(t, h, "sed 's/^port =.*/port = 99999/' /run/good.toml >/etc/mesh/mesh.toml")
 	daemon("a bad value", "meshd", "port: 99999")
 	must(t, h, "cp /run/good.toml /etc/mesh/mesh.toml; cp /var/lib/mesh/node.crt /run; echo x >/var/lib/mesh/node.crt")
 	daemon("a damaged certificate", "meshd", "/var/lib/mesh/node.crt", "restore it from a backup")

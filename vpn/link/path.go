@@ -30,9 +30,10 @@ type path struct {
 	lastHeard time.Time  // an authentic packet of the peer came in
 	nextPing  time.Time  // all that can be are pinged then, not before
 	nextBeat  time.Time
-	round     int       // pings sent to all since the last change for the better
-	run       uint32    // of the peer, as it said last; 0: not known
-	reason    string    // of the last choice
+	round     int    // pings sent to all since the last change for the better
+	run       uint32 // of the peer, as it said last; 0: not known
+	reason    string // of the last choice
+	forgiven  time.Time
 	open      time.Time // until then it may change at once: who answers first need not be the best
 }
 
@@ -83,6 +84,7 @@ const (
 	demandLasts   = 10 * time.Second
 	keepEvery     = 20 * time.Second
 	seenLasts     = 3 * time.Minute
+	forgiveEvery  = 3 * time.Second
 	maxRTT        = 2 * time.Second // an answer that took longer tells of this machine, not of the path
 	maxDirect     = 16
 	maxVia        = 6
@@ -499,6 +501,10 @@ func (p *path) direct() (found *candidate) {
 
 // late forgives answers that are late only because this machine was: asleep, or busy elsewhere.
 func (p *path) late(now time.Time) {
+	if now.Sub(p.forgiven) < forgiveEvery { // a machine that is always late must judge all the same
+		return
+	}
+	p.forgiven = now
 	for _, c := range p.cands {
 		if !c.waiting.IsZero() {
 			c.waiting = now

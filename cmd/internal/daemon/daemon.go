@@ -33,6 +33,7 @@ import (
 	"mesh.internal/mesh/vpn"
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/join"
+	"mesh.internal/mesh/vpn/tcp"
 )
 
 // Options is what Run starts from.
@@ -108,9 +109,13 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	d.scripts = scripts.New(scripts.Config{Dir: filepath.Dir(opts.Paths.Config), Mesh: c.Mesh, Name: c.Name, Interface: c.Interface, Log: d.log})
+	dial, err := tcp.Through(tcp.FromEnvironment) // a password does not belong into mesh.toml, which all may read
+	if err != nil {
+		return err
+	}
 	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Join: joinPort(c, id), Connect: c.Connect,
 		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, PortMap: c.PortMap, LAN: c.LAN,
-		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
+		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Dial: dial, Log: d.log}); err != nil {
 		return err
 	}
 	id.Evicted = d.node.Evicted
