@@ -281,7 +281,9 @@ func TestPathMTU(t *testing.T) {
 func TestPathMTURelayed(t *testing.T) {
 	tr := newTrip(t)
 	tr.p.setKnown([]Way{viaB})
-	tr.live(5*time.Second, func(o out) (time.Duration, bool) { return 20 * time.Millisecond, o.p.size+o.to.Via.trailerSize() <= 1372 })
+	tr.live(5*time.Second, func(o out) (time.Duration, bool) {
+		return 20 * time.Millisecond, o.p.size+o.to.Via.trailerSize() <= 1372
+	})
 	if m := tr.p.mtu(); m != 1372-viaB.Via.trailerSize() {
 		t.Errorf("the path takes 1372 with a trailer, found %d without", m)
 	}
