@@ -50,6 +50,8 @@ type Link struct {
 	grants       grants
 	streamed     chan streamed
 
+	family sync.RWMutex // see write
+
 	poke chan struct{} // capacity 1: dirty is not empty
 
 	mu     sync.RWMutex // guards the maps, not the peers
@@ -599,7 +601,7 @@ func (p *Peer) transmit(outs []out, asking bool) {
 		case o.to.Stream:
 			p.link.put([][]byte{p.send.seal(o.p)}, &route{stream: p.Name})
 		default:
-			p.link.Bind.Send([][]byte{p.send.seal(o.p)}, ep)
+			p.link.write([][]byte{p.send.seal(o.p)}, ep)
 		}
 	}
 }
@@ -772,7 +774,7 @@ func (l *Link) probe(b []byte, from Way, ep *conn.StdNetEndpoint) {
 func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	p, ok := ep.(*Peer)
 	if !ok {
-		return l.Bind.Send(bufs, ep) // an answer to somebody not authenticated, as a cookie
+		return l.write(bufs, ep) // an answer to somebody not authenticated, as a cookie
 	}
 	if len(bufs) == 0 || len(bufs[0]) == 0 {
 		return nil
@@ -853,14 +855,29 @@ func (l *Link) put(bufs [][]byte, r *route) error {
 	return l.deliver(bufs, r.ep)
 }
 
+// write sends a batch. wireguard-go's Bind keeps addresses in a pool, and an IPv6 address that it writes into one that has
+// held an IPv4 address gets its first four bytes only (WireGuard/wireguard-go#135); the next user of the same finds it
+// mended. So before a batch goes by IPv6 an empty one does, with nobody in between who could take what it puts back.
+func (l *Link) write(bufs [][]byte, ep conn.Endpoint) error {
+	if !ep.DstIP().Is6() {
+		l.family.RLock()
+		defer l.family.RUnlock()
+		return l.Bind.Send(bufs, ep)
+	}
+	l.family.Lock()
+	defer l.family.Unlock()
+	l.Bind.Send(nil, ep)
+	return l.Bind.Send(bufs, ep)
+}
+
 // deliver sends a batch; where one packet is too large for the way, the others still go.
 func (l *Link) deliver(bufs [][]byte, ep *conn.StdNetEndpoint) error {
-	err := l.Bind.Send(bufs, ep)
+	err := l.write(bufs, ep)
 	if !errors.Is(err, syscall.EMSGSIZE) || len(bufs) == 1 {
 		return err
 	}
 	for i := range bufs {
-		if e := l.Bind.Send(bufs[i:i+1], ep); e == nil {
+		if e := l.write(bufs[i:i+1], ep); e == nil {
 			err = nil
 		}
 	}
