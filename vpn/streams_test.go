@@ -80,6 +80,8 @@ func TestUDPBlocked(t *testing.T) {
 			ping(t, c, a, time.Second)
 		}
 	}
+	blocked.Store(true)
+	t.Logf("over TLS again after %s", ping(t, c, a, 20*time.Second))
 }
 
 // TestStreamEvicted evicts a node that is reached over TLS: its stream ends, and it gets none any more.
