@@ -46,6 +46,7 @@ type candidate struct {
 	failed    time.Time      // when it was left for that
 	good      int            // answers one after the other
 	answered  time.Time
+	mapped    netip.AddrPort // where the peer saw this node then
 	confirmed bool
 	rtt       time.Duration // smoothed (RFC 6298 section 2)
 	loss      float64       // smoothed share of pings without an answer, 0 to 1
@@ -410,6 +411,7 @@ func (p *path) handle(f probe, from Way, now time.Time) (outs []out, wants, anew
 		q := c.pings[i]
 		clear(c.pings[i:]) // each counts once, and none after a newer one
 		p.answer(c, now.Sub(q.at), now)
+		c.mapped = f.seen
 		if q.size > 0 && q.size == c.ask {
 			c.mtu, c.ask, c.checked = q.size, 0, now
 		}
