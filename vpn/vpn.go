@@ -17,6 +17,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -51,9 +52,10 @@ type Config struct {
 	StateDir  string // records.cbor lives here
 	Log       *slog.Logger
 
-	TUN    tun.Device                   // tests: instead of a kernel interface
-	Bind   conn.Bind                    // tests: instead of UDP sockets
-	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
+	TUN    tun.Device                                   // tests: instead of a kernel interface
+	Bind   conn.Bind                                    // tests: instead of UDP sockets
+	Locals func() ([]netip.Addr, error)                 // tests: instead of the machine's addresses
+	Socket func(network string) (net.PacketConn, error) // tests: instead of a UDP socket at any port
 
 	PortMap bool     // asks routers to let others in
 	LAN     bool     // finds nodes on the same link
@@ -82,7 +84,9 @@ type Node struct {
 	outgoing  chan struct{} // capacity 1: something is to be pushed
 	differ    chan struct{} // capacity 1: a comparison is due sooner
 
-	budgets budgets    // has its own lock
+	budgets budgets // has its own lock
+	echoes  echoes  // the same
+	checks  checks
 	saving  sync.Mutex // held while evicted.cbor is written; taken before mu
 
 	owners atomic.Pointer[owners] // replaced as a whole
@@ -129,6 +133,7 @@ func New(cfg Config) (*Node, error) {
 	n.owners.Store(&owners{})
 	n.streamUp = map[string]bool{}
 	n.streams = stream.New(stream.Config{Identity: cfg.Identity, Dial: cfg.Dial, Receive: n.streamed, Changed: n.streamChanged, Log: cfg.Log})
+	n.checks.elsewhere = make(chan elsewhere, checksFast)
 	var ok bool
 	if n.addr6, ok = addr6(cfg.Identity.Node); !ok {
 		return nil, fmt.Errorf("the certificate of %s has no IPv6 address: ask for a new invitation and join again", n.self)
@@ -177,6 +182,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	l.SetRelay(!n.cfg.NoRelay, n.cfg.RelayRate)
 	l.Stranger = n.knock
 	l.Stream = n.streams.Send
+	l.Elsewhere = n.askedElsewhere
 	l.Changed = func(*link.Peer) { poke(n.relink) }
 	e, err := newEngine(s, l, n.cfg.Identity.WG, n.cfg.Port, n.cfg.Log)
 	if err != nil {
@@ -202,6 +208,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.save(ctx) })
 	wg.Go(func() { n.admit(ctx) })
 	wg.Go(func() { n.tend(ctx) })
+	wg.Go(func() { n.answerElsewhere(ctx) })
 	wg.Go(func() { n.sweep(ctx) })
 	if n.cfg.TUN == nil {
 		wg.Go(func() { n.route(ctx) })

@@ -73,6 +73,8 @@ type Hooks struct {
 	Stranger func(id ID, opens func(*Peer) bool, again func())
 	// Stream sends datagrams over a stream to a peer.
 	Stream func(peer string, bufs [][]byte) error
+	// Elsewhere is to send a frame to a peer from another port, if that is not asked too often.
+	Elsewhere func(p *Peer, frame []byte, to netip.AddrPort)
 	// Changed tells that the way to a peer has changed, or that packets to it begin.
 	Changed func(p *Peer)
 }
@@ -145,6 +147,7 @@ type WayStatus struct {
 	Confirmed bool
 	Missed    int // answers overdue one after the other
 	MTU       int
+	Mapped    netip.AddrPort // where the peer saw this node when it answered last
 }
 
 // New returns a link over bind for the node with this WireGuard key. full is the size in bytes of the largest packets that
@@ -336,7 +339,8 @@ func (p *Peer) Ways() (out []WayStatus) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.path.cands {
-		out = append(out, WayStatus{Way: c.way, RTT: c.rtt, Loss: c.loss, Confirmed: c.confirmed, Missed: c.missed, MTU: c.mtu})
+		out = append(out, WayStatus{Way: c.way, RTT: c.rtt, Loss: c.loss, Confirmed: c.confirmed, Missed: c.missed,
+			MTU: max(c.mtu-c.way.Via.trailerSize(), 0), Mapped: c.mapped})
 	}
 	return out
 }
@@ -702,7 +706,11 @@ func (l *Link) ours(s *sorter, b []byte, w Way, ep conn.Endpoint) (int, conn.End
 		if w.udp() {
 			from, _ = ep.(*conn.StdNetEndpoint)
 		}
-		l.probe(b, w, from)
+		if b[0] >= kindAsk {
+			l.check(b, from)
+		} else {
+			l.probe(b, w, from)
+		}
 		return 0, ep
 	}
 	return len(b), ep

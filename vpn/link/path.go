@@ -4,6 +4,7 @@ package link
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -49,6 +50,7 @@ type candidate struct {
 	better    int            // the same at which it was much cheaper than the way in use, counted once a betterEvery
 	betterAt  time.Time
 	answered  time.Time
+	mapped    netip.AddrPort // where the peer saw this node then
 	confirmed bool
 	rtt       time.Duration // smoothed (RFC 6298 section 2)
 	loss      float64       // smoothed share of pings without an answer, 0 to 1
@@ -418,6 +420,7 @@ func (p *path) handle(f probe, from Way, now time.Time) (outs []out, wants, anew
 		q := c.pings[i]
 		clear(c.pings[i:]) // each counts once, and none after a newer one
 		p.answer(c, now.Sub(q.at), now)
+		c.mapped = f.seen
 		if q.size > 0 && q.size == c.ask {
 			c.mtu, c.ask, c.checked = q.size, 0, now
 		}

@@ -4,8 +4,6 @@ package link
 
 import (
 	"bytes"
-	"crypto/ecdh"
-	crand "crypto/rand"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
@@ -316,32 +314,12 @@ func TestRouteIsComparable(t *testing.T) {
 	}
 }
 
-// sink is a socket that keeps what is sent.
-type sink struct {
-	conn.Bind
-	sent [][]byte
-}
-
-func (s *sink) Send(bufs [][]byte, _ conn.Endpoint) error {
-	for _, b := range bufs {
-		s.sent = append(s.sent, bytes.Clone(b))
-	}
-	return nil
-}
-
 // The answer to a handshake goes also through relays that have not answered yet: lost, it would come again after 5 s.
 func TestResponseThroughRelay(t *testing.T) {
-	key := func() *ecdh.PrivateKey {
-		k, err := ecdh.X25519().GenerateKey(crand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
-	}
 	s := &sink{}
-	l := New(s, key(), 1412)
-	relay, err1 := l.Peer("relay", key().PublicKey())
-	p, err2 := l.Peer("far", key().PublicKey())
+	l := New(s, key(t), 1412)
+	relay, err1 := l.Peer("relay", key(t).PublicKey())
+	p, err2 := l.Peer("far", key(t).PublicKey())
 	if err1 != nil || err2 != nil {
 		t.Fatal(err1, err2)
 	}

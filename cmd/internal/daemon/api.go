@@ -51,6 +51,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("DELETE /v1/groups/{name}", answer(d.removeGroup))
 	mux.HandleFunc("POST /v1/invite", answer(d.invite))
 	mux.HandleFunc("POST /v1/evict", answer(d.evict))
+	d.handleNet(mux)
 	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
