@@ -206,10 +206,14 @@ func TestShrinkingPath(t *testing.T) {
 	if n := mss(); n < 1100 || n > 1160 {
 		t.Errorf("after, the MSS is %d", n)
 	}
-	if n := ks[0].wire.swallowed.Load(); n > 100 {
-		t.Errorf("the path swallowed %d packets", n)
-	}
 	t.Logf("the path shrank; the other half of 2 MiB took %v, %d packets were swallowed", time.Since(begin).Round(time.Millisecond), ks[0].wire.swallowed.Load())
+
+	// What was on its way when the path shrank is lost, and nothing after that.
+	lost := ks[0].wire.swallowed.Load()
+	exchange(func() {})
+	if n := ks[0].wire.swallowed.Load() - lost; n > 0 {
+		t.Errorf("the path swallowed %d more packets", n)
+	}
 
 	// Negative check: without the seam's knowledge it would not go on.
 	for _, k := range ks {
