@@ -55,6 +55,10 @@ type Config struct {
 	TUN    tun.Device                   // tests: instead of a kernel interface
 	Bind   conn.Bind                    // tests: instead of UDP sockets
 	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
+	// Tests: instead of netif.Watch; nil with a TUN: addresses do not change.
+	Watch func(ctx context.Context, changed func()) error
+	// Tests in a bubble of testing/synctest: gets each of the engine's peers, to keep it from the garbage collector.
+	Retain func(peer any)
 }
 
 const (
@@ -99,6 +103,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	if cfg.Locals == nil {
 		n.cfg.Locals = func() ([]netip.Addr, error) { return netif.Addrs(cfg.Prefixes) }
+	}
+	if cfg.Watch == nil && cfg.TUN == nil {
+		n.cfg.Watch = netif.Watch
 	}
 	return n, nil
 }
@@ -340,6 +347,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err // the engine has closed the device
 	}
+	e.retain = n.cfg.Retain
 	n.mu.Lock()
 	n.seam, n.engine, n.link = s, e, l
 	n.load()
@@ -356,9 +364,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.resolve(ctx) })
 	wg.Go(func() { n.move(ctx, moved) })
 	wg.Go(func() { n.save(ctx) })
-	if n.cfg.TUN == nil {
+	if n.cfg.Watch != nil {
 		wg.Go(func() {
-			if err := netif.Watch(ctx, func() { poke(moved) }); err != nil {
+			if err := n.cfg.Watch(ctx, func() { poke(moved) }); err != nil {
 				failed <- err
 			}
 		})

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+
+package sim
+
+import (
+	"net/netip"
+	"slices"
+
+	"mesh.internal/mesh/vpn/vpntest"
+)
+
+// ways is which nodes can reach which, as the network is, and what is known of them.
+type ways struct {
+	lives  []*life // nil: it does not run
+	asleep []bool
+	dist   [][]int          // links between two nodes; none: far
+	seqs   []map[int]uint64 // by observer, then by node: the sequence of the record it has
+}
+
+const far = 1 << 20
+
+// survey finds the ways. Two nodes have a direct one if one of them can send to an address that the other announces and
+// the answer can come back: what needs a hole punched does not count. NAT mappings are taken to be fresh.
+func (j *judge) survey(nodes []*Node) *ways {
+	n := len(nodes)
+	w := &ways{lives: make([]*life, n), asleep: make([]bool, n), dist: make([][]int, n), seqs: make([]map[int]uint64, n)}
+	for i, x := range nodes {
+		x.mu.Lock()
+		w.lives[i], w.asleep[i] = x.life, x.suspended
+		x.mu.Unlock()
+		w.seqs[i] = map[int]uint64{}
+	}
+	links := make([][]int, n)
+	for i := range nodes {
+		for k := range i {
+			if w.lives[i] != nil && w.lives[k] != nil && j.linked(nodes[i], nodes[k]) {
+				links[i], links[k] = append(links[i], k), append(links[k], i)
+			}
+		}
+	}
+	for i := range nodes {
+		w.dist[i] = slices.Repeat([]int{far}, n)
+		w.dist[i][i] = 0
+		for queue := []int{i}; len(queue) > 0; queue = queue[1:] {
+			for _, k := range links[queue[0]] {
+				if w.dist[i][k] == far {
+					w.dist[i][k] = w.dist[i][queue[0]] + 1
+					queue = append(queue, k)
+				}
+			}
+		}
+	}
+	return w
+}
+
+// linked reports whether two nodes have a direct way.
+func (j *judge) linked(a, b *Node) bool {
+	j.mu.Lock()
+	cut := j.cuts[[2]*vpntest.Host{a.Host, b.Host}] || j.cuts[[2]*vpntest.Host{b.Host, a.Host}]
+	j.mu.Unlock()
+	return !cut && (j.reaches(a, b) || j.reaches(b, a))
+}
+
+func (j *judge) reaches(a, b *Node) bool {
+	for _, ap := range b.addresses() {
+		if j.net.Reaches(a.Host, ap) == b.Host {
+			return true
+		}
+	}
+	return false
+}
+
+// addresses returns what the node announces.
+func (n *Node) addresses() (out []netip.AddrPort) {
+	for _, p := range n.Public {
+		if ap, err := netip.ParseAddrPort(p); err == nil {
+			out = append(out, ap)
+		}
+	}
+	for _, a := range n.Host.Addrs() {
+		out = append(out, netip.AddrPortFrom(a, Port))
+	}
+	return out
+}
+
+func (w *ways) life(i int) *life {
+	if i >= len(w.lives) {
+		return nil // made since
+	}
+	return w.lives[i]
+}
+
+func (w *ways) hops(i, k int) int { return w.dist[i][k] }
+
+func (w *ways) learn(i, k int, seq uint64) {
+	if i < len(w.seqs) {
+		w.seqs[i][k] = seq
+	}
+}
+
+func (w *ways) knows(i, k int) bool { return w.seqs[i][k] != 0 }
+
+// complete reports whether every two that run have a direct way.
+func (w *ways) complete() bool {
+	for i, row := range w.dist {
+		for k, d := range row {
+			if w.lives[i] != nil && w.lives[k] != nil && d > 1 {
+				return false
+			}
+		}
+	}
+	return true
+}
