@@ -58,6 +58,7 @@ func (n *network) link() vpntest.Link {
 	r := n.w.Rand
 	l := vpntest.Link{Delay: time.Duration(1+r.IntN(40)) * time.Millisecond, Jitter: time.Duration(r.IntN(6)) * time.Millisecond}
 	if r.IntN(4) == 0 {
+		n.w.Lossy()
 		l.Loss, l.Duplicate, l.Reorder = 0.02*r.Float64(), 0.02*r.Float64(), 0.05*r.Float64()
 	}
 	return l
@@ -141,7 +142,13 @@ func Scenario(w *World) error {
 			continue
 		}
 		if i > 0 { // a public one invites
-			n.Connect = []string{w.nodes[r.IntN(min(i, publics))].Name}
+			var running []string
+			for _, m := range w.nodes[:min(i, publics)] {
+				if m.running() != nil {
+					running = append(running, m.Name)
+				}
+			}
+			n.Connect = []string{running[r.IntN(len(running))]}
 		}
 		if err := n.Start(); err != nil {
 			return err
@@ -173,7 +180,14 @@ func Scenario(w *World) error {
 		a.Forge(b, c)
 		stranger.Replay()
 	}
-	return w.Calm(&later)
+	return w.Calm(later...)
+}
+
+// Lossy tells the judge that some links lose datagrams.
+func (w *World) Lossy() {
+	w.judge.mu.Lock()
+	defer w.judge.mu.Unlock()
+	w.judge.lossy = true
 }
 
 func (w *World) anyone() *Node { return w.nodes[w.Rand.IntN(len(w.nodes))] }
@@ -297,10 +311,10 @@ func (w *World) hush(on bool) {
 	}
 }
 
-// Calm heals everything, starts everybody, and waits until the judge has seen that all have what they must have.
-func (w *World) Calm(later *[]*Node) error {
+// Calm heals everything, lets those join who have not, starts everybody, and waits until the judge has seen that all have what they must have.
+func (w *World) Calm(later ...*Node) error {
 	w.healAll()
-	for _, n := range *later {
+	for _, n := range later {
 		if err := w.late(n); err != nil {
 			return err
 		}

@@ -8,6 +8,8 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"time"
+
+	"mesh.internal/mesh/vpn/vpntest"
 )
 
 // A marked packet is IPv4 with a UDP header, 8 bytes of magic, where it is from and to (nodes by number), its sequence in
@@ -92,13 +94,36 @@ func (w *World) Talk(a, b *Node, size int) *Conversation {
 
 // Pause lets the two be silent, or talk again.
 func (c *Conversation) Pause(on bool) {
-	c.a.judge.pause(c.a, on)
-	c.b.judge.pause(c.b, on)
+	c.a.judge.mu.Lock()
+	defer c.a.judge.mu.Unlock()
+	c.a.paused, c.b.paused = on, on
+}
+
+// Resize changes how many bytes an inner packet has.
+func (c *Conversation) Resize(size int) {
+	c.a.judge.mu.Lock()
+	defer c.a.judge.mu.Unlock()
+	c.a.size, c.b.size = size, size
+}
+
+// Count returns how many packets the two have sent each other so far, and how many have come.
+func (c *Conversation) Count() (sent, came int) {
+	c.a.judge.mu.Lock()
+	defer c.a.judge.mu.Unlock()
+	return int(c.a.seq + c.b.seq), c.a.got + c.b.got
+}
+
+// Direct reports whether in the last second both got datagrams of the size of talk (160 bytes) from the other's host itself.
+func (w *World) Direct(a, b *Node) bool {
+	w.judge.mu.Lock()
+	defer w.judge.mu.Unlock()
+	return time.Since(w.judge.direct[[2]*vpntest.Host{a.Host, b.Host}]) < time.Second &&
+		time.Since(w.judge.direct[[2]*vpntest.Host{b.Host, a.Host}]) < time.Second
 }
 
 // Forge lets a program on the node send a packet with a source that is not the node's, from and to other nodes.
 func (n *Node) Forge(from, to *Node) {
-	if l := n.running(); l != nil {
+	if l := n.running(); l != nil && from != n {
 		select {
 		case l.tun.Out <- marked{-1, -1, n.w.Rand.Uint64()}.packet(from.Addr(), to.Addr(), talkSize):
 		default:

@@ -70,10 +70,12 @@ func retain(peer any) {
 // Config is what a World needs.
 type Config struct {
 	Seed    uint64
-	Dir     string    // of the nodes' files
-	Hops    int       // the judge demands a tunnel wherever there is a way of so many links; 1: without relays
-	Verbose io.Writer // everything that happens is written there, unless it is nil
-	Packets bool      // every datagram too
+	Dir     string        // of the nodes' files
+	Hops    int           // the judge demands a tunnel wherever there is a way of so many links; 1: without relays
+	Reflect int           // what a stranger may get, in bytes for each that it sends
+	Lenient time.Duration // given to the first packet of a pair on top where links lose datagrams
+	Verbose io.Writer     // everything that happens is written there, unless it is nil
+	Packets bool          // every datagram too
 }
 
 // NewWorld begins a world without nodes.
@@ -102,6 +104,9 @@ func (w *World) End() error {
 	stopping.Wait()
 	return w.judge.err()
 }
+
+// Gaps returns how long it took after events until the next packet of a pair that talks arrived, by kind of event.
+func (w *World) Gaps() map[string][]time.Duration { return w.judge.gaps }
 
 // Trace returns what happened last.
 func (w *World) Trace() string { return w.trace.tail() }
