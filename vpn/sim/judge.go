@@ -31,9 +31,9 @@ const (
 	lookEvery  = 50 * time.Millisecond
 )
 
-// What a process of so many nodes may have at most.
+// What so many nodes may have at most.
 const (
-	heapBase, heapNode, heapPeer                   = 32 << 10, 4 << 10, 256 // KiB; retained peers of former runs are in the base
+	heapBase, heapNode, heapPeer                   = 16 << 10, 4 << 10, 256 // KiB; what is retained of former runs is in the base
 	goroutinesBase, goroutinesNode, goroutinesPeer = 30, 25, 4              // the engine has workers for each processor besides
 )
 
@@ -51,6 +51,8 @@ type judge struct {
 	net   *vpntest.Net
 	trace *trace
 	cfg   Config
+
+	heap, goroutines int // before
 
 	mu        sync.Mutex // taken after the network's: nothing of the network may be called with it held
 	nodes     []*Node
@@ -141,9 +143,11 @@ type seenRecord struct {
 }
 
 func newJudge(net *vpntest.Net, t *trace, cfg Config) *judge {
-	return &judge{net: net, trace: t, cfg: cfg, byHost: map[*vpntest.Host]*Node{}, byAddr: map[netip.Addr]int{}, byPair: map[[2]int]*direction{},
+	j := &judge{net: net, trace: t, cfg: cfg, byHost: map[*vpntest.Host]*Node{}, byAddr: map[netip.Addr]int{}, byPair: map[[2]int]*direction{},
 		cuts: map[[2]*vpntest.Host]bool{}, strangers: map[*vpntest.Host]*account{}, trips: map[sealedID]*trip{}, seen: map[seenKey]seenRecord{},
 		gaps: map[string][]time.Duration{}, wire: map[*vpntest.Host]int{}, direct: map[[2]*vpntest.Host]time.Time{}}
+	j.heap, j.goroutines = uses()
+	return j
 }
 
 func (j *judge) wrong(format string, args ...any) {
@@ -466,12 +470,18 @@ func (j *judge) converged(nodes []*Node, w *ways) {
 	}
 }
 
-// bounded holds against its limits what so many nodes take in this process.
-func (j *judge) bounded(nodes int) {
+// uses returns how many KiB of heap and how many goroutines this process has.
+func uses() (heap, goroutines int) {
 	var m runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&m)
-	heap, goroutines := int(m.HeapAlloc)>>10, runtime.NumGoroutine()
+	return int(m.HeapAlloc) >> 10, runtime.NumGoroutine()
+}
+
+// bounded holds against its limits what this process has more than when the world began, with so many nodes.
+func (j *judge) bounded(nodes int) {
+	heap, goroutines := uses()
+	heap, goroutines = heap-j.heap, goroutines-j.goroutines
 	j.trace.add("event", "%d nodes: %d KiB of heap, %d goroutines", nodes, heap, goroutines)
 	if most := heapBase + nodes*heapNode + nodes*nodes*heapPeer; heap > most {
 		j.wrong("%d nodes have %d KiB of heap, more than %d", nodes, heap, most)

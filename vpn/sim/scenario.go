@@ -192,10 +192,10 @@ func (w *World) Lossy() {
 
 func (w *World) anyone() *Node { return w.nodes[w.Rand.IntN(len(w.nodes))] }
 
-// join introduces a node that has an inviter to it, if both run.
+// join introduces a node to the one it connects to, or to any if that is none, if both run.
 func (w *World) join(n *Node) error {
 	for _, m := range w.nodes {
-		if slices.Contains(n.Connect, m.Name) && m.running() != nil && n.running() != nil {
+		if n != m && (len(n.Connect) == 0 || slices.Contains(n.Connect, m.Name)) && m.running() != nil && n.running() != nil {
 			return Introduce(n, m)
 		}
 	}

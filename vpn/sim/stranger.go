@@ -14,7 +14,7 @@ import (
 
 // Stranger is a host that is no member, and sends again what members have sent.
 type Stranger struct {
-	w    *World
+	addr netip.AddrPort
 	bind *vpntest.Bind
 
 	mu    sync.Mutex
@@ -34,7 +34,7 @@ func (w *World) Stranger(addr netip.Addr) *Stranger {
 	h := w.Net.Host("stranger")
 	h.Attach(w.Net.Internet, addr, vpntest.Link{})
 	w.judge.stranger(h)
-	s := &Stranger{w: w, bind: h.Bind(Port, 1)}
+	s := &Stranger{addr: netip.AddrPortFrom(addr, Port), bind: h.Bind(Port, 1)}
 	s.bind.Open(Port)
 	before := w.Net.Watch
 	w.Net.SetWatch(func(x vpntest.Sight) {

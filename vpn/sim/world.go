@@ -43,13 +43,14 @@ type World struct {
 	Net  *vpntest.Net
 	Rand *rand.Rand // what is random in the scenario
 
-	dir   string
-	ca    *identity.CA
-	trace *trace
-	judge *judge
-	ctx   context.Context
-	stop  context.CancelFunc
-	wg    sync.WaitGroup // talkers and the judge
+	dir     string
+	ca      *identity.CA
+	trace   *trace
+	judge   *judge
+	deliver func(to *Node, b []byte) // the judge's; tests of the judge put something before it
+	ctx     context.Context
+	stop    context.CancelFunc
+	wg      sync.WaitGroup // talkers and the judge
 
 	nodes []*Node // only the goroutine that owns the world adds to it; the judge has its own copy
 }
@@ -87,7 +88,7 @@ func NewWorld(cfg Config) (*World, error) {
 	w := &World{Net: vpntest.NewNet(), Rand: rand.New(rand.NewPCG(cfg.Seed, 0)), dir: cfg.Dir, ca: ca, trace: newTrace(cfg.Verbose)}
 	w.Net.Seed = cfg.Seed
 	w.judge = newJudge(w.Net, w.trace, cfg)
-	w.Net.Watch = w.judge.saw
+	w.Net.Watch, w.deliver = w.judge.saw, w.judge.delivered
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	w.wg.Go(func() { w.judge.run(w.ctx) })
 	return w, nil
@@ -171,7 +172,7 @@ func (n *Node) Addr() netip.Addr { return n.id.Node.Addrs[0] }
 // Start runs the node.
 func (n *Node) Start() error {
 	l := &life{tun: vpntest.NewTUN(), ended: make(chan error, 1), moved: make(chan struct{}, 1)}
-	l.tun.Sink = func(b []byte) { n.w.judge.delivered(n, b) }
+	l.tun.Sink = func(b []byte) { n.w.deliver(n, b) }
 	ctx, cancel := context.WithCancel(context.Background())
 	l.stop = cancel
 	var err error
