@@ -70,13 +70,14 @@ func retain(peer any) {
 
 // Config is what a World needs.
 type Config struct {
-	Seed    uint64
-	Dir     string        // of the nodes' files
-	Hops    int           // the judge demands a tunnel wherever there is a way of so many links; 1: without relays
-	Reflect int           // what a stranger may get, in bytes for each that it sends
-	Lenient time.Duration // given to the first packet of a pair on top where links lose datagrams
-	Verbose io.Writer     // everything that happens is written there, unless it is nil
-	Packets bool          // every datagram too
+	Seed     uint64
+	Dir      string        // of the nodes' files
+	Hops     int           // the judge demands a tunnel wherever there is a way of so many links; 1: without relays
+	Reflect  int           // what a stranger may get, in bytes for each that it sends
+	Lenient  time.Duration // given to the first packet of a pair on top where links lose datagrams
+	Verbose  io.Writer     // everything that happens is written there, unless it is nil
+	Packets  bool          // every datagram too
+	Unjudged bool          // nothing is looked at
 }
 
 // NewWorld begins a world without nodes.
@@ -90,7 +91,9 @@ func NewWorld(cfg Config) (*World, error) {
 	w.judge = newJudge(w.Net, w.trace, cfg)
 	w.Net.Watch, w.deliver = w.judge.saw, w.judge.delivered
 	w.ctx, w.stop = context.WithCancel(context.Background())
-	w.wg.Go(func() { w.judge.run(w.ctx) })
+	if !cfg.Unjudged {
+		w.wg.Go(func() { w.judge.run(w.ctx) })
+	}
 	return w, nil
 }
 
@@ -170,7 +173,10 @@ func (w *World) Node(host *vpntest.Host) (*Node, error) {
 func (n *Node) Addr() netip.Addr { return n.id.Node.Addrs[0] }
 
 // Start runs the node.
-func (n *Node) Start() error {
+func (n *Node) Start() error { return n.StartKnowing(nil) }
+
+// StartKnowing runs the node, which knows these records from the beginning, as if they were on its disk.
+func (n *Node) StartKnowing(records [][]byte) error {
 	l := &life{tun: vpntest.NewTUN(), ended: make(chan error, 1), moved: make(chan struct{}, 1)}
 	l.tun.Sink = func(b []byte) { n.w.deliver(n, b) }
 	ctx, cancel := context.WithCancel(context.Background())
@@ -194,6 +200,12 @@ func (n *Node) Start() error {
 	if err != nil {
 		cancel()
 		return err
+	}
+	for _, r := range records {
+		if err := l.Learn(r); err != nil {
+			cancel()
+			return err
+		}
 	}
 	go func() { l.ended <- l.Run(ctx) }()
 	select {

@@ -27,6 +27,8 @@ resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets
 vpn/identity: -                          | everything trusts it, so it trusts nothing of ours
 vpn/join: vpn/identity                   | is spoken before there is a tunnel
+vpn/vpntest: -                           | is a network, whatever runs on it
+vpn/sim: vpn vpn/identity vpn/vpntest    | sees nodes from outside, as their users and the network do
 vpn: vpn/...                             | knows packets and no names
 vpn/...: vpn/...                         | knows packets and no names
 cmd/internal/config: vpn/identity        | reads files and starts nothing
