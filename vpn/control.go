@@ -51,6 +51,7 @@ type seam struct {
 	interrupt deadliner
 	control   func(from netip.Addr, payload []byte) // called by the engine's receiving goroutines; must not block
 	heard     func(from netip.Addr)                 // the same, once a batch
+	demand    func(dst netip.Addr)                  // called by the engine before it gets packets for dst
 
 	mu    sync.Mutex
 	queue [][]byte
@@ -100,9 +101,13 @@ func (s *seam) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			}
 			err = nil
 		}
+		var last netip.Addr
 		for i := range n {
 			if isControl(bufs[i][offset : offset+sizes[i]]) {
 				sizes[i] = 0 // a program of this machine may not speak for the node
+			} else if to, ok := destination(bufs[i][offset : offset+sizes[i]]); ok && to != last && s.demand != nil {
+				s.demand(to)
+				last = to
 			}
 		}
 		return n, err
@@ -130,6 +135,16 @@ func (s *seam) Write(bufs [][]byte, offset int) (int, error) {
 	}
 	_, err := s.Device.Write(kept, offset)
 	return len(bufs), err
+}
+
+func destination(p []byte) (netip.Addr, bool) {
+	switch {
+	case len(p) >= 20 && p[0]>>4 == 4:
+		return netip.AddrFrom4([4]byte(p[16:20])), true
+	case len(p) >= 40 && p[0]>>4 == 6:
+		return netip.AddrFrom16([16]byte(p[24:40])), true
+	}
+	return netip.Addr{}, false
 }
 
 func source(p []byte) (netip.Addr, bool) {

@@ -56,12 +56,12 @@ func newEngine(s *seam, l *link.Link, key *ecdh.PrivateKey, port int, log *slog.
 }
 
 // set makes a peer's tunnel what it should be: p may use these addresses and no others.
-func (e *engine) set(key *ecdh.PublicKey, addrs []netip.Addr) error {
+func (e *engine) set(key *ecdh.PublicKey, addrs []netip.Prefix) error {
 	k := hex.EncodeToString(key.Bytes())
 	var b strings.Builder
 	fmt.Fprintf(&b, "public_key=%s\nendpoint=%s\nreplace_allowed_ips=true\n", k, k)
 	for _, a := range addrs {
-		fmt.Fprintf(&b, "allowed_ip=%s\n", netip.PrefixFrom(a, a.BitLen()))
+		fmt.Fprintf(&b, "allowed_ip=%s\n", a)
 	}
 	if err := e.dev.IpcSet(b.String()); err != nil {
 		return err

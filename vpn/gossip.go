@@ -4,10 +4,13 @@ package vpn
 
 import (
 	"context"
+	"maps"
 	"math/big"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -23,6 +26,7 @@ type message struct {
 	Record []byte   `cbor:"1,keyasint,omitempty"` // push: one node record
 	Digest *digest  `cbor:"2,keyasint,omitempty"` // what the sender has
 	Want   []string `cbor:"3,keyasint,omitempty"` // names whose records the sender asks for
+	Cands  [][]byte `cbor:"4,keyasint,omitempty"` // addresses at which the sender may be, and it asks for the receiver's
 }
 
 // digest lists the records that the sender has of all names from From up to but not including To (empty: to the end).
@@ -94,6 +98,39 @@ func compare(d *digest, known map[string]*identity.Record) (push []*identity.Rec
 	return push, want
 }
 
+// flood pushes a record to the neighbours. n.mu is held.
+func (n *Node) flood(r *identity.Record, from string) {
+	for _, name := range n.neighbours() {
+		if name != from && name != r.Node.Name {
+			n.send(name, message{Record: r.Bytes()})
+		}
+	}
+}
+
+// repair compares records with a neighbour now and then, at first with all of them.
+func (n *Node) repair(ctx context.Context) {
+	wait := time.Duration(0)
+	for first := true; sleep(ctx, wait); first = false {
+		n.mu.Lock()
+		near := n.neighbours()
+		if !first && len(near) > 1 {
+			near = []string{near[rand.N(len(near))]}
+		}
+		for _, name := range near {
+			n.compareWith(name)
+		}
+		n.mu.Unlock()
+		wait = repairEvery*3/4 + rand.N(repairEvery/2)
+	}
+}
+
+// compareWith sends a node what is known here, which it answers with what differs. n.mu is held.
+func (n *Node) compareWith(name string) {
+	for _, d := range digests(slices.Collect(maps.Values(n.records))) {
+		n.send(name, d)
+	}
+}
+
 // control is a control packet that came in.
 type control struct {
 	from    netip.Addr
@@ -138,11 +175,17 @@ func (n *Node) receive(from netip.Addr, payload []byte) {
 			n.cfg.Log.Warn("a node record is not accepted", "peer", sender, "err", err)
 		}
 	}
-	if m.Digest == nil && len(m.Want) == 0 {
+	if m.Digest == nil && len(m.Want) == 0 && m.Cands == nil {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if m.Cands != nil && n.records[sender] != nil {
+		n.suggest(sender, decodeAddrs(m.Cands))
+		if n.peers[sender] != nil {
+			n.tell(sender)
+		}
+	}
 	if m.Digest != nil && len(m.Digest.Items) <= 64 {
 		push, want := compare(m.Digest, n.records)
 		for _, r := range push {
@@ -162,7 +205,7 @@ func (n *Node) receive(from netip.Addr, payload []byte) {
 // send puts a message into the tunnel to a node. n.mu is held.
 func (n *Node) send(to string, m message) {
 	r := n.records[to]
-	if r == nil || n.seam == nil {
+	if r == nil || n.seam == nil || n.activate(to) == nil {
 		return
 	}
 	dst, ok := addr6(r.Node)

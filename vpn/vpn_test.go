@@ -26,6 +26,9 @@ type mesh struct {
 	t   *testing.T
 	ca  *identity.CA
 	net *vpntest.Net
+
+	allow  []netip.Prefix    // subnets in the certificates of the next nodes
+	config func(*vpn.Config) // changes the configuration of the next nodes
 }
 
 type node struct {
@@ -57,7 +60,7 @@ func (m *mesh) node(i int, connect ...string) *node {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	c, err := m.ca.Issue(name, "mesh.internal", []netip.Addr{netip.AddrFrom4([4]byte{10, 11, 0, byte(i)}), a6}, &k.PublicKey)
+	c, err := m.ca.Issue(name, "mesh.internal", []netip.Addr{netip.AddrFrom4([4]byte{10, 11, 0, byte(i)}), a6}, &k.PublicKey, m.allow...)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -74,9 +77,13 @@ func (m *mesh) start(n *node, connect ...string) {
 	m.t.Helper()
 	n.bind, n.tun = m.net.Bind(n.addr), vpntest.NewTUN()
 	var err error
-	n.Node, err = vpn.New(vpn.Config{Identity: n.id, Prefixes: []netip.Prefix{prefix4, m.ca.Prefix6()}, Port: 7655, Connect: connect,
+	c := vpn.Config{Identity: n.id, Prefixes: []netip.Prefix{prefix4, m.ca.Prefix6()}, Port: 7655, Connect: connect,
 		StateDir: n.dir, MTU: 1380, TUN: n.tun, Bind: n.bind, Log: slog.New(slog.DiscardHandler),
-		Locals: func() ([]netip.Addr, error) { return []netip.Addr{n.addr.Addr()}, nil }})
+		Locals: func() ([]netip.Addr, error) { return []netip.Addr{n.addr.Addr()}, nil }}
+	if m.config != nil {
+		m.config(&c)
+	}
+	n.Node, err = vpn.New(c)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -256,7 +263,7 @@ func TestReplay(t *testing.T) {
 	m.net.Taps = append(m.net.Taps, func(from, to netip.AddrPort, b []byte) {
 		switch {
 		case from == evil:
-		case to == evil && len(b) != 68:
+		case to == evil && len(b) != 92:
 			t.Errorf("%d bytes were sent to whoever replayed", len(b))
 		default:
 			select {

@@ -93,7 +93,7 @@ func (c contestant) ends() (ends [2]*end, err error) {
 		if e.Sign, err = identity.EncodeKey(id.Key); err != nil {
 			return ends, err
 		}
-		rec, err := peer.Record(1, []netip.AddrPort{e.Remote}, nil)
+		rec, err := peer.Record(1, identity.Said{Endpoints: []netip.AddrPort{e.Remote}})
 		if err != nil {
 			return ends, err
 		}

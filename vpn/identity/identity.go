@@ -33,6 +33,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -100,8 +101,9 @@ func (ca *CA) Addr6(pub crypto.PublicKey) (netip.Addr, error) {
 }
 
 // Issue makes the certificate of the node name, with zone below which it is known, for a key that its holder has shown
-// to have. addrs are all addresses the node may use; they end up as its allowed IPs everywhere.
-func (ca *CA) Issue(name, zone string, addrs []netip.Addr, pub crypto.PublicKey) (*x509.Certificate, error) {
+// to have. addrs are all addresses the node may use, subnets the networks behind it that it may be the router of; what it
+// uses of them ends up as its allowed IPs everywhere.
+func (ca *CA) Issue(name, zone string, addrs []netip.Addr, pub crypto.PublicKey, subnets ...netip.Prefix) (*x509.Certificate, error) {
 	if ca.Key == nil {
 		return nil, errors.New("this node may not invite: it does not hold the mesh's key")
 	}
@@ -119,6 +121,12 @@ func (ca *CA) Issue(name, zone string, addrs []netip.Addr, pub crypto.PublicKey)
 	}
 	for _, a := range addrs {
 		t.IPAddresses = append(t.IPAddresses, net.IP(a.AsSlice()))
+	}
+	for _, p := range subnets {
+		if err := CheckSubnet(p); err != nil {
+			return nil, err
+		}
+		t.URIs = append(t.URIs, &url.URL{Scheme: subnetScheme, Opaque: p.String()})
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, ca.Cert, pub, ca.Key)
 	if err != nil {
@@ -158,10 +166,38 @@ func (ca *CA) Verify(chain []*x509.Certificate) (Node, error) {
 
 // Node is what a certificate says of a node.
 type Node struct {
-	Name   string
-	Addrs  []netip.Addr // IPv4 and IPv6, the node's own
-	Serial *big.Int     // larger is newer
-	Key    *ecdsa.PublicKey
+	Name    string
+	Addrs   []netip.Addr   // IPv4 and IPv6, the node's own
+	Subnets []netip.Prefix // networks behind it that it may be the router of
+	Serial  *big.Int       // larger is newer
+	Key     *ecdsa.PublicKey
+}
+
+// subnetScheme is that of the URI SANs that name the subnets of a certificate: mesh-subnet:10.11.22.0/24.
+const subnetScheme = "mesh-subnet"
+
+// maxSubnets bounds the subnets of a certificate and of a record.
+const maxSubnets = 16
+
+// CheckSubnet reports whether a node can be the router of p.
+func CheckSubnet(p netip.Prefix) error {
+	switch {
+	case !p.IsValid() || p != p.Masked():
+		return fmt.Errorf("%s is not a network like 10.11.22.0/24 or fd00:1234::/48", p)
+	case p.Bits() < 8 || p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast():
+		return fmt.Errorf("%s cannot be a subnet: it is no network behind a node", p)
+	}
+	return nil
+}
+
+// Allows reports whether the certificate lets the node be the router of p.
+func (n Node) Allows(p netip.Prefix) bool {
+	for _, s := range n.Subnets {
+		if s.Bits() <= p.Bits() && s.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
 }
 
 func nodeOf(c *x509.Certificate) (Node, error) {
@@ -185,6 +221,16 @@ func nodeOf(c *x509.Certificate) (Node, error) {
 			return Node{}, fmt.Errorf("certificate of %s has a malformed address", n.Name)
 		}
 		n.Addrs = append(n.Addrs, a.Unmap())
+	}
+	for _, u := range c.URIs {
+		if u.Scheme != subnetScheme {
+			continue
+		}
+		p, err := netip.ParsePrefix(u.Opaque)
+		if err != nil || CheckSubnet(p) != nil || len(n.Subnets) == maxSubnets {
+			return Node{}, fmt.Errorf("certificate of %s has a malformed subnet", n.Name)
+		}
+		n.Subnets = append(n.Subnets, p)
 	}
 	return n, nil
 }

@@ -43,7 +43,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	for i := range maxEndpoints {
 		eps = append(eps, netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(7655+i)))
 	}
-	r, err := id.Record(7, eps, []string{"home.example.org:7655"})
+	r, err := id.Record(7, Said{Endpoints: eps, Hosts: []string{"home.example.org:7655"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestRecordForged(t *testing.T) {
 	ca, _ := NewCA("mesh")
 	other, _ := NewCA("mesh")
 	id := newIdentity(t, ca, "bkero", "10.11.0.2")
-	r, err := id.Record(7, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:7655")}, nil)
+	r, err := id.Record(7, Said{Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:7655")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,9 +84,9 @@ func TestNewer(t *testing.T) {
 	ca, _ := NewCA("mesh")
 	old := newIdentity(t, ca, "bkero", "10.11.0.2")
 	replaced := newIdentity(t, ca, "bkero", "10.11.0.2")
-	r1, _ := old.Record(100, nil, nil)
-	r2, _ := old.Record(101, nil, nil)
-	r3, _ := replaced.Record(1, nil, nil)
+	r1, _ := old.Record(100, Said{})
+	r2, _ := old.Record(101, Said{})
+	r3, _ := replaced.Record(1, Said{})
 	if !r2.Newer(r1) || r1.Newer(r2) || r1.Newer(r1) {
 		t.Error("the higher sequence does not win")
 	}
@@ -130,7 +130,7 @@ func TestKeysAndCertsAsPEM(t *testing.T) {
 func FuzzParseRecord(f *testing.F) {
 	ca, _ := NewCA("mesh")
 	id := newIdentity(f, ca, "bkero", "10.11.0.2")
-	r, _ := id.Record(7, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:7655")}, []string{"x:1"})
+	r, _ := id.Record(7, Said{Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:7655")}, Hosts: []string{"x:1"}})
 	f.Add(r.Bytes())
 	f.Add([]byte{0x82, 0x40, 0x40})
 	f.Fuzz(func(t *testing.T, b []byte) {

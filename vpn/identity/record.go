@@ -5,9 +5,14 @@ package identity
 import (
 	"crypto/ecdh"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -15,18 +20,64 @@ import (
 // MaxRecord bounds an encoded record in bytes, so that it fits one datagram inside a tunnel.
 const MaxRecord = 1200
 
-// maxEndpoints bounds the endpoints of a record.
-const maxEndpoints = 16
+// Bounds of the parts of a record.
+const (
+	maxEndpoints = 16
+	MaxLinks     = 8
+)
 
 // Record is what a node says of itself to the others.
 type Record struct {
-	Node      Node // from the verified certificate
-	Chain     []*x509.Certificate
-	Seq       uint64           // larger is newer; nodes use the time in milliseconds, never going back
-	WG        *ecdh.PublicKey  // X25519
+	Node  Node // from the verified certificate
+	Chain []*x509.Certificate
+	Seq   uint64          // larger is newer; nodes use the time in milliseconds, never going back
+	WG    *ecdh.PublicKey // X25519
+	Said
+	raw []byte
+}
+
+// Said is the part of a record that changes.
+type Said struct {
 	Endpoints []netip.AddrPort // UDP, where the node may be reached: public, then local
 	Hosts     []string         // the same as "host:port" with a name in the public DNS, not of the mesh
-	raw       []byte
+	Links     []Link           // to some of the nodes that it reaches directly
+	NoRelay   bool             // it does not carry packets between other nodes
+	Subnets   []Subnet         // networks behind it, of those that its certificate allows
+}
+
+// Subnet is a network behind a node. Where several nodes have one, the least weight of those that can be reached wins.
+type Subnet struct {
+	Prefix netip.Prefix
+	Weight uint16
+}
+
+// DefaultWeight is a subnet's where none is given (tinc.conf(5)).
+const DefaultWeight = 10
+
+// ParseSubnet reads a subnet as tinc writes it: 10.11.22.0/24 or 10.11.22.0/24#5.
+func ParseSubnet(s string) (Subnet, error) {
+	net, weight, found := strings.Cut(s, "#")
+	p, err := netip.ParsePrefix(net)
+	if err != nil {
+		return Subnet{}, fmt.Errorf("%q is not a subnet like 10.11.22.0/24 or 10.11.22.0/24#5", s)
+	}
+	sub := Subnet{p, DefaultWeight}
+	if found {
+		w, err := strconv.ParseUint(weight, 10, 16)
+		if err != nil {
+			return Subnet{}, fmt.Errorf("the weight in %q is not a number from 0 to 65535", s)
+		}
+		sub.Weight = uint16(w)
+	}
+	return sub, CheckSubnet(p)
+}
+
+func (s Subnet) String() string { return fmt.Sprintf("%s#%d", s.Prefix, s.Weight) }
+
+// Link is a direct way to another node.
+type Link struct {
+	To   [6]byte       // the beginning of the SHA-256 of that node's WireGuard key
+	Cost time.Duration // round trip, more if the link loses packets: milliseconds, 1 to 65535
 }
 
 // body is a record's signed part: CBOR (RFC 8949) with small integer keys. Unknown keys are ignored, so that fields can
@@ -37,6 +88,9 @@ type body struct {
 	WG        []byte   `cbor:"3,keyasint"`
 	Endpoints [][]byte `cbor:"4,keyasint,omitempty"` // 6 or 18 bytes: address, then port, big endian
 	Hosts     []string `cbor:"5,keyasint,omitempty"`
+	Links     []byte   `cbor:"6,keyasint,omitempty"` // 8 bytes each: To, then milliseconds, big endian
+	NoRelay   bool     `cbor:"7,keyasint,omitempty"`
+	Subnets   [][]byte `cbor:"8,keyasint,omitempty"` // 7 or 19 bytes: address, length, then weight, big endian
 }
 
 type signed struct {
@@ -54,17 +108,28 @@ var (
 )
 
 // Record makes and signs this node's record.
-func (id *Identity) Record(seq uint64, endpoints []netip.AddrPort, hosts []string) (*Record, error) {
-	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: hosts}
+func (id *Identity) Record(seq uint64, said Said) (*Record, error) {
+	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: said.Hosts, NoRelay: said.NoRelay}
 	for _, c := range id.Chain {
 		b.Chain = append(b.Chain, c.Raw)
 	}
-	for _, e := range endpoints {
+	for _, e := range said.Endpoints {
 		p, err := netip.AddrPortFrom(e.Addr().Unmap().WithZone(""), e.Port()).MarshalBinary()
 		if err != nil {
 			return nil, err
 		}
 		b.Endpoints = append(b.Endpoints, p)
+	}
+	for _, l := range said.Links {
+		b.Links = append(b.Links, l.To[:]...)
+		b.Links = binary.BigEndian.AppendUint16(b.Links, uint16(min(max(l.Cost.Milliseconds(), 1), math.MaxUint16)))
+	}
+	for _, s := range said.Subnets {
+		p, err := s.Prefix.MarshalBinary()
+		if err != nil {
+			return nil, err
+		}
+		b.Subnets = append(b.Subnets, binary.BigEndian.AppendUint16(p, s.Weight))
 	}
 	raw, err := encMode.Marshal(b)
 	if err != nil {
@@ -94,10 +159,10 @@ func (ca *CA) ParseRecord(b []byte) (*Record, error) {
 	if err := decMode.Unmarshal(s.Body, &d); err != nil {
 		return nil, fmt.Errorf("decoding a node record: %w", err)
 	}
-	if len(d.Chain) == 0 || len(d.Chain) > 4 || len(d.Endpoints) > maxEndpoints || len(d.Hosts) > maxEndpoints {
+	if len(d.Chain) == 0 || len(d.Chain) > 4 || len(d.Endpoints) > maxEndpoints || len(d.Hosts) > maxEndpoints || len(d.Subnets) > maxSubnets || len(d.Links) > MaxLinks*linkSize || len(d.Links)%linkSize != 0 {
 		return nil, errors.New("node record has too many or too few parts")
 	}
-	r := &Record{Seq: d.Seq, Hosts: d.Hosts, raw: append([]byte(nil), b...)}
+	r := &Record{Seq: d.Seq, Said: Said{Hosts: d.Hosts, NoRelay: d.NoRelay}, raw: append([]byte(nil), b...)}
 	for _, der := range d.Chain {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
@@ -122,8 +187,23 @@ func (ca *CA) ParseRecord(b []byte) (*Record, error) {
 		}
 		r.Endpoints = append(r.Endpoints, ap)
 	}
+	for l := d.Links; len(l) > 0; l = l[linkSize:] {
+		r.Links = append(r.Links, Link{To: [6]byte(l), Cost: time.Duration(binary.BigEndian.Uint16(l[6:])) * time.Millisecond})
+	}
+	for _, b := range d.Subnets {
+		var s Subnet
+		if len(b) < 2 || s.Prefix.UnmarshalBinary(b[:len(b)-2]) != nil || CheckSubnet(s.Prefix) != nil {
+			return nil, fmt.Errorf("node record of %s has a malformed subnet", r.Node.Name)
+		}
+		if s.Weight = binary.BigEndian.Uint16(b[len(b)-2:]); r.Node.Allows(s.Prefix) { // others are not its own to give
+			r.Subnets = append(r.Subnets, s)
+		}
+	}
 	return r, nil
 }
+
+// linkSize is a link's encoding in bytes.
+const linkSize = 8
 
 // Bytes is the record's encoding. The caller must not change it.
 func (r *Record) Bytes() []byte { return r.raw }

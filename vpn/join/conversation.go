@@ -229,7 +229,7 @@ func joinAt(ctx context.Context, endpoint string, t Token, key *ecdsa.PrivateKey
 		}
 		res.Records = append(res.Records, r)
 	}
-	rec, err := res.Identity.Record(uint64(time.Now().UnixMilli()), nil, nil)
+	rec, err := res.Identity.Record(uint64(time.Now().UnixMilli()), identity.Said{})
 	if err != nil {
 		return nil, err
 	}

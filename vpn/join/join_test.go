@@ -53,7 +53,7 @@ func newInviter(t testing.TB) *inviter {
 		t.Fatal(err)
 	}
 	v := &inviter{ca: ca, id: newNode(t, ca, "spencer", "10.11.0.1"), book: NewBook(filepath.Join(t.TempDir(), "invitations.json"))}
-	own, err := v.id.Record(1, nil, nil)
+	own, err := v.id.Record(1, identity.Said{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: MIT
 
 // Package link carries sealed WireGuard packets between nodes: it is the wireguard-go conn.Bind in which a peer's
-// endpoint is the node, not an address. For each node it chooses the address (type path) by probing; probes share the
-// UDP port. Batches pass through as they come (GSO, GRO).
+// endpoint is the node, not an address. For each node it chooses the way (type path) by probing: to an address over UDP,
+// through other nodes (type Route), or over a stream where UDP is blocked. Probes and relayed packets share the UDP port
+// with WireGuard; batches pass through as they come (GSO, GRO), also where this node is the relay.
 //
 // Packets from anywhere are handed to the engine, which authenticates them; the engine's answers go to the node's
 // path. Of each pair one node begins the handshakes, and only when it has found a way (see leads). The package knows nothing
 // of records, names or what is inside the packets.
 //
-// Run owns the goroutine that probes. Open and Close are the engine's.
+// Run owns the goroutine that probes. Open and Close are the engine's. Everything else may be called from any goroutine.
 package link
 
 import (
 	"bytes"
+	"container/heap"
 	"context"
 	"crypto/ecdh"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -29,45 +33,85 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 )
 
-// Link is the one UDP link of a node. It implements conn.Bind.
+// Link is the one link of a node to all others. It implements conn.Bind.
 type Link struct {
 	conn.Bind
 	key  *ecdh.PrivateKey
 	self string // its public half in hexadecimal
+	id   ID
 	run  uint32 // random, not 0: tells peers of a restart
+	full int
 
-	// Handshake, set before Open, makes the engine begin a handshake with the peer of this key (hexadecimal), if it has
-	// begun none in the last five seconds or, with void, in any case: the sessions from before are void. Run calls it.
-	Handshake func(key string, void bool)
+	Hooks // set before Open
 
-	poke chan struct{} // capacity 1: a path wants to be ticked
+	relays       atomic.Bool  // this node relays for members
+	rate         atomic.Int64 // bytes a second that are relayed for one member; 0: all
+	relayedBytes atomic.Uint64
+	grants       grants
+	streamed     chan streamed
 
-	mu    sync.RWMutex // guards the maps, not the peers
-	byKey map[string]*Peer
-	byTag map[tag]*Peer
+	poke chan struct{} // capacity 1: dirty is not empty
+
+	mu     sync.RWMutex // guards the maps, not the peers
+	byKey  map[string]*Peer
+	byID   map[ID]*Peer
+	closed chan struct{} // by Close; nil unless open
+
+	queue sync.Mutex // guards dirty
+	dirty []*Peer    // to be ticked
 }
 
-// Peer is a node as the engine's endpoint: one object for as long as the node is known.
+// Hooks are what a link asks of its owner. They are called from the link's goroutines and must not block.
+type Hooks struct {
+	// Handshake makes the engine begin a handshake with the peer of this key (hexadecimal), if it has begun none in
+	// the last five seconds or, with void, in any case: the sessions from before are void.
+	Handshake func(key string, void bool)
+	// Stranger tells of a probe of a node that is not a peer, or one that the engine does not know yet. The owner makes
+	// it one if it likes and the probe opens, and calls again then.
+	Stranger func(id ID, opens func(*Peer) bool, again func())
+	// Stream sends datagrams over a stream to a peer.
+	Stream func(peer string, bufs [][]byte) error
+	// Changed tells that the way to a peer has changed, or that packets to it begin.
+	Changed func(p *Peer)
+}
+
+// Peer is a node as the engine's endpoint: one object for as long as the node is in use.
 type Peer struct {
 	Name string
 
 	link *Link
 	key  string // hexadecimal WireGuard key
-	send half   // from this node
-	recv half   // from the peer
+	id   ID
+	send half // from this node
+	recv half // from the peer
 
-	best     atomic.Pointer[conn.StdNetEndpoint] // what path.best says
-	lastSend atomic.Int64                        // Unix nanoseconds; carried into the path at its next tick
+	best     atomic.Pointer[route] // what path.best says
+	direct   atomic.Pointer[route] // what path.direct says
+	mtu      atomic.Int32          // what path.mtu says
+	granted  atomic.Uint64         // by the peer, for what it is to relay or to take from this node as a relay
+	lastSend atomic.Int64          // Unix nanoseconds; carried into the path at its next tick
 	heardAt  atomic.Int64
 	want     atomic.Bool // the engine waits for a session; the leader's engine does so by itself
 
-	mu     sync.Mutex // guards the fields below
-	path   *path
-	ready  bool      // Set was called: the engine knows the peer
-	lost   bool      // the peer has no session with this node, which leads
-	void   bool      // and has none because it was started anew
-	parked []byte    // the engine's last initiation, until there is a way
-	begun  time.Time // when it made that
+	relayed allowance
+
+	grantNew, grantOld uint64 // guarded by link.grants.mu
+	grantAt            time.Time
+
+	mu    sync.Mutex // guards the fields below
+	path  *path
+	ready bool                                    // Set was called: the engine knows the peer
+	lost  bool                                    // the peer has no session with this node, which leads
+	void  bool                                    // and has none because it was started anew
+	begun time.Time                               // when the engine made its last initiation
+	seen  netip.AddrPort                          // where the peer saw this node last
+	eps   map[netip.AddrPort]*conn.StdNetEndpoint // with the address of this machine to which the peer sent: it may have several
+
+	parked []byte // the engine's last initiation, until there is a way
+
+	at    time.Time // when Run is to tick it; Run's
+	index int       // in Run's heap, from 1; Run's
+	isDue bool      // in dirty; guarded by link.queue
 }
 
 // rekeyTimeout is WireGuard's time between two initiations, and until one is repeated.
@@ -75,51 +119,166 @@ const rekeyTimeout = 5 * time.Second
 
 // Status is what is known of the way to a peer.
 type Status struct {
-	Endpoint  netip.AddrPort // zero: none is confirmed
-	RTT       time.Duration  // smoothed
-	LastHeard time.Time      // zero: never
+	Way       Way           // zero: none is confirmed
+	Reason    string        // why this one
+	RTT       time.Duration // smoothed
+	Loss      float64       // share of lost probes, 0 to 1
+	MTU       int           // bytes of the largest sealed packet known to pass; 0: not measured
+	LastHeard time.Time     // zero: never
+	LastSent  time.Time     // zero: never
+	Direct    bool          // there is a way that needs no other node
+	DirectRTT time.Duration // of that way
+	Lost      float64       // on that way
+	Kept      bool          // the peer has chosen this node as its neighbour
+	Seen      netip.AddrPort
+	Ways      []WayStatus
 }
 
-// New returns a link over bind for the node with this WireGuard key.
-func New(bind conn.Bind, key *ecdh.PrivateKey) *Link {
-	return &Link{Bind: bind, key: key, self: hex.EncodeToString(key.PublicKey().Bytes()), run: 1 + rand.Uint32N(math.MaxUint32), poke: make(chan struct{}, 1), byKey: map[string]*Peer{}, byTag: map[tag]*Peer{}}
+// WayStatus is what is known of one way to a peer.
+type WayStatus struct {
+	Way       Way
+	RTT       time.Duration
+	Loss      float64
+	Confirmed bool
+	Missed    int // answers overdue one after the other
+	MTU       int
 }
 
-// Peer makes a node known, or returns it.
+// New returns a link over bind for the node with this WireGuard key. full is the size in bytes of the largest packets that
+// the engine makes.
+func New(bind conn.Bind, key *ecdh.PrivateKey, full int) *Link {
+	l := &Link{Bind: bind, key: key, self: hex.EncodeToString(key.PublicKey().Bytes()), id: IDOf(key.PublicKey()), run: 1 + rand.Uint32N(math.MaxUint32), full: full,
+		streamed: make(chan streamed, 256), poke: make(chan struct{}, 1), byKey: map[string]*Peer{}, byID: map[ID]*Peer{}}
+	l.grants.by = map[uint64]*Peer{}
+	l.relays.Store(true)
+	return l
+}
+
+// SetRelay says whether this node relays for others, and how many bytes a second for each (0: as many as can be).
+func (l *Link) SetRelay(on bool, rate int64) {
+	l.relays.Store(on)
+	l.rate.Store(rate)
+}
+
+// Relayed is how many bytes were sent on for others.
+func (l *Link) Relayed() uint64 { return l.relayedBytes.Load() }
+
+// Peer makes a node a peer, or returns it.
 func (l *Link) Peer(name string, pub *ecdh.PublicKey) (*Peer, error) {
 	k := hex.EncodeToString(pub.Bytes())
+	l.mu.RLock()
+	p := l.byKey[k]
+	l.mu.RUnlock()
+	if p != nil {
+		return p, nil
+	}
+	send, recv, err := newHalves(l.key, pub)
+	if err != nil {
+		return nil, fmt.Errorf("WireGuard key of %s: %w", name, err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if p := l.byKey[k]; p != nil {
 		return p, nil
 	}
-	send, err1 := newHalf(l.key, pub, l.key.PublicKey(), pub)
-	recv, err2 := newHalf(l.key, pub, pub, l.key.PublicKey())
-	if err := errors.Join(err1, err2); err != nil {
-		return nil, fmt.Errorf("WireGuard key of %s: %w", name, err)
+	p = &Peer{Name: name, link: l, key: k, id: recv.id, send: send, recv: recv, path: newPath(l.full), eps: map[netip.AddrPort]*conn.StdNetEndpoint{}}
+	if l.byID[p.id] != nil || p.id == l.id {
+		return nil, fmt.Errorf("the WireGuard key of %s has the ID of another node's: let it join again with a new key", name)
 	}
-	p := &Peer{Name: name, link: l, key: k, send: send, recv: recv, path: newPath()}
 	l.byKey[k] = p
-	l.byTag[recv.tag] = p
+	l.byID[p.id] = p
 	return p, nil
 }
 
 // Forget takes a node away.
 func (l *Link) Forget(p *Peer) {
+	l.grants.forget(p)
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.byKey, p.key)
-	delete(l.byTag, p.recv.tag)
+	if l.byKey[p.key] == p {
+		delete(l.byKey, p.key)
+		delete(l.byID, p.id)
+	}
+	l.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ready = false
+	p.best.Store(nil)
+	p.direct.Store(nil)
 }
 
-// Set says where a peer may be, and whether it is to be kept warm. The engine must know the peer by then.
-func (p *Peer) Set(addrs []netip.AddrPort, keep bool) {
+func (l *Link) byIDPeer(id ID) *Peer {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.byID[id]
+}
+
+// ID is the node's in frames and on routes.
+func (p *Peer) ID() ID { return p.id }
+
+// Set says where a peer may be, through whom it may be reached, and whether it is to be kept warm. The engine must know
+// the peer by then.
+func (p *Peer) Set(addrs []netip.AddrPort, routes []Route, keep bool) {
+	var ways []Way
+	for _, a := range addrs {
+		ways = append(ways, Way{Addr: a})
+	}
+	for _, r := range routes {
+		ways = append(ways, Way{Via: r})
+	}
 	p.mu.Lock()
-	p.path.setKnown(addrs)
+	if w := (Way{Stream: true}); p.path.cands[w] != nil {
+		ways = append(ways, w)
+	}
+	p.path.setKnown(ways)
+	if keep && !p.path.keep {
+		p.path.nextPing = time.Time{}
+	}
 	p.path.keep = keep
 	p.ready = true
 	p.mu.Unlock()
-	p.link.wake()
+	p.wake()
+}
+
+// Try suggests an address that the peer may have, at once.
+func (p *Peer) Try(addrs ...netip.AddrPort) {
+	now := time.Now()
+	var outs []out
+	p.mu.Lock()
+	for _, a := range addrs {
+		if c := p.path.add(Way{Addr: a}); c != nil {
+			c.seen = now
+			if !c.confirmed && now.Sub(c.pings[0].at) > probeEvery/2 {
+				outs = append(outs, p.path.ping(c, now))
+			}
+		}
+	}
+	if len(outs) > 0 {
+		p.path.round = 0
+		p.path.nextPing = now.Add(probeEvery)
+	}
+	ready, asking := p.ready, p.path.asking
+	p.mu.Unlock()
+	if ready {
+		p.transmit(outs, asking)
+		p.wake()
+	}
+}
+
+// Streaming says whether there is a stream to the peer.
+func (p *Peer) Streaming(on bool) {
+	p.mu.Lock()
+	w := Way{Stream: true}
+	if on {
+		if c := p.path.add(w); c != nil {
+			c.known = true
+			p.path.round, p.path.nextPing = 0, time.Time{}
+		}
+	} else {
+		p.path.drop(w)
+		p.publish()
+	}
+	p.mu.Unlock()
+	p.wake()
 }
 
 // Heard notes that the engine has opened a packet of the peer.
@@ -135,6 +294,18 @@ func (p *Peer) settled() {
 	}
 }
 
+// Anew tells that the engine has no session with the peer, who may believe that there is one.
+func (p *Peer) Anew() {
+	p.mu.Lock()
+	if p.leads() {
+		p.lost = true
+	} else {
+		p.want.Store(true)
+	}
+	p.mu.Unlock()
+	p.wake()
+}
+
 // leads reports whether this node begins the handshakes of the pair: the one with the smaller key does, and the other
 // asks for one in its probes. Were both to begin at once, each would drop the other's answer for rekeyTimeout, and
 // wireguard-go, whose workers take handshakes side by side, might make a session of which the two ends have different
@@ -147,12 +318,28 @@ func (p *Peer) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sync()
-	s := Status{Endpoint: p.path.best, LastHeard: p.path.lastHeard}
-	if c := p.path.cands[p.path.best]; c != nil {
-		s.RTT = c.rtt
+	s := Status{LastHeard: p.path.lastHeard, LastSent: p.path.lastSend, Kept: time.Since(p.path.kept) < seenLasts, Seen: p.seen}
+	if c := p.path.best; !p.path.dead() {
+		s.Way, s.Reason, s.RTT, s.Loss, s.MTU = c.way, p.path.reason, c.rtt, c.loss, p.path.mtu()
+	}
+	if c := p.path.direct(); c != nil {
+		s.Direct, s.DirectRTT, s.Lost = true, c.rtt, c.loss
 	}
 	return s
 }
+
+// Ways lists all that is known of the ways to the peer, in no order.
+func (p *Peer) Ways() (out []WayStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.path.cands {
+		out = append(out, WayStatus{Way: c.way, RTT: c.rtt, Loss: c.loss, Confirmed: c.confirmed, Missed: c.missed, MTU: c.mtu})
+	}
+	return out
+}
+
+// MTU is the size in bytes of the largest sealed packet that passes on the way in use; 0: not known.
+func (p *Peer) MTU() int { return int(p.mtu.Load()) }
 
 // sync carries what the hot path has noted into the machine. p.mu is held.
 func (p *Peer) sync() {
@@ -168,24 +355,101 @@ func (p *Peer) sync() {
 	}
 }
 
-// publish makes the machine's choice the hot path's. p.mu is held.
-func (p *Peer) publish() {
-	if old := p.best.Load(); p.path.best.IsValid() && (old == nil || old.AddrPort != p.path.best) {
-		p.best.Store(&conn.StdNetEndpoint{AddrPort: p.path.best})
+// publish makes the machine's choice the hot path's, and reports whether it is another than before. p.mu is held.
+func (p *Peer) publish() (changed bool) {
+	set := func(at *atomic.Pointer[route], c *candidate) bool {
+		old := at.Load()
+		var first *Peer
+		var ep *conn.StdNetEndpoint
+		if c != nil && c.way.udp() {
+			ep = p.endpoint(c.way.Addr)
+		}
+		if c != nil && c.way.relayed() {
+			if first = p.link.byIDPeer(c.way.Via[0]); first == nil { // the relay is no peer any more
+				c.confirmed = false
+				c = nil
+			}
+		}
+		switch {
+		case c == nil && old == nil, c != nil && old != nil && c.way == old.way && first == old.first && (ep == nil || ep.SrcIP() == old.ep.SrcIP()):
+			return false
+		case c == nil:
+			at.Store(nil)
+			return true
+		}
+		r := &route{way: c.way, first: first, ep: ep}
+		switch {
+		case first != nil:
+			r.trailer = c.way.Via.trailer(p.link.id, p.id)
+		case c.way.Stream:
+			r.stream = p.Name
+		}
+		at.Store(r)
+		return old == nil || c.way != old.way
 	}
+	changed = set(&p.best, p.path.best)
+	if set(&p.direct, p.path.direct()) {
+		changed = true
+	}
+	p.mtu.Store(int32(p.path.mtu()))
+	return changed
 }
 
-func (l *Link) wake() {
+// endpoint is how the socket reaches an address of the peer: from where it last sent to us. p.mu is held.
+func (p *Peer) endpoint(a netip.AddrPort) *conn.StdNetEndpoint {
+	if ep := p.eps[a]; ep != nil {
+		return ep
+	}
+	return &conn.StdNetEndpoint{AddrPort: a}
+}
+
+// keepEndpoint remembers an endpoint that a probe came from. p.mu is held.
+func (p *Peer) keepEndpoint(ep *conn.StdNetEndpoint) {
+	a := unmap(ep.AddrPort)
+	if old := p.eps[a]; old != nil && old.SrcIP() == ep.SrcIP() {
+		return
+	}
+	if len(p.eps) > maxDirect {
+		clear(p.eps)
+	}
+	p.eps[a] = ep
+}
+
+// wake has Run tick the peer.
+func (p *Peer) wake() {
+	l := p.link
+	l.queue.Lock()
+	if !p.isDue {
+		p.isDue = true
+		l.dirty = append(l.dirty, p)
+	}
+	l.queue.Unlock()
 	select {
 	case l.poke <- struct{}{}:
 	default:
 	}
 }
 
+// agenda is when which peer is to be ticked.
+type agenda []*Peer
+
+func (a agenda) Len() int           { return len(a) }
+func (a agenda) Less(i, j int) bool { return a[i].at.Before(a[j].at) }
+func (a agenda) Swap(i, j int)      { a[i], a[j] = a[j], a[i]; a[i].index, a[j].index = i+1, j+1 }
+func (a *agenda) Push(x any)        { p := x.(*Peer); *a = append(*a, p); p.index = len(*a) }
+func (a *agenda) Pop() any {
+	p := (*a)[len(*a)-1]
+	*a = (*a)[:len(*a)-1]
+	p.index = 0
+	return p
+}
+
 // Run probes until ctx ends.
 func (l *Link) Run(ctx context.Context) {
+	var due agenda
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	start, slept := time.Now(), time.Duration(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -194,43 +458,100 @@ func (l *Link) Run(ctx context.Context) {
 		case <-timer.C:
 		}
 		now := time.Now()
-		var next time.Time
-		for _, p := range l.peers() {
-			p.mu.Lock()
-			p.sync()
-			p.path.ask(p.want.Load() && !p.leads())
-			outs, at := p.path.tick(now)
-			p.publish()
-			best, parked := p.best.Load(), p.parked
-			if best != nil {
-				p.parked = nil
+		// The monotonic clock stands still while the machine sleeps, that of the day does not.
+		if s := now.Round(0).Sub(start.Round(0)) - now.Sub(start); s-slept > sleptAfter || slept-s > sleptAfter {
+			slept = s
+			l.Moved()
+		}
+		var late bool
+		l.queue.Lock()
+		work := l.dirty
+		l.dirty = nil
+		for _, p := range work {
+			p.isDue = false
+		}
+		l.queue.Unlock()
+		for len(due) > 0 && !due[0].at.After(now) {
+			late = late || now.Sub(due[0].at) > lateAfter
+			work = append(work, heap.Pop(&due).(*Peer))
+		}
+		if late { // this machine slept, or was busy: it is not the others who are late
+			for _, p := range l.peers() {
+				p.mu.Lock()
+				p.path.late(now)
+				p.mu.Unlock()
 			}
-			again, void := p.begun.Add(rekeyTimeout), p.void
-			if void {
-				again = p.begun.Add(rekeyTimeout / 10) // the last one may have been with the new run
+		}
+		for _, p := range work {
+			next := p.tick(now)
+			switch {
+			case p.index > 0 && next.IsZero():
+				heap.Remove(&due, p.index-1)
+			case p.index > 0:
+				p.at = next
+				heap.Fix(&due, p.index-1)
+			case !next.IsZero():
+				p.at = next
+				heap.Push(&due, p)
 			}
-			begin := p.lost && best != nil && !now.Before(again)
-			if begin {
-				p.lost, p.void = false, false
-			} else if p.lost {
-				at = sooner(at, again)
-			}
-			asking := p.path.asking
-			p.mu.Unlock()
-			p.transmit(outs, asking)
-			if best != nil && parked != nil {
-				l.Bind.Send([][]byte{parked}, best)
-			}
-			if begin {
-				l.Handshake(p.key, void)
-			}
-			next = sooner(next, at)
 		}
 		timer.Stop()
-		if !next.IsZero() {
-			timer.Reset(max(time.Until(next), 10*time.Millisecond))
+		if len(due) > 0 {
+			timer.Reset(max(time.Until(due[0].at), 5*time.Millisecond))
 		}
 	}
+}
+
+// lateAfter is how late Run may be without doubt in its own clock; sleptAfter is how far the clocks may part without the
+// machine having slept (or its clock having been set, after which looking for ways anew does no harm).
+const (
+	lateAfter  = 150 * time.Millisecond
+	sleptAfter = 5 * time.Second
+)
+
+// tick does what a peer's path asks for, and returns when to do so again (zero: when it is woken).
+func (p *Peer) tick(now time.Time) time.Time {
+	l := p.link
+	p.mu.Lock()
+	if !p.ready {
+		p.mu.Unlock()
+		return time.Time{}
+	}
+	p.sync()
+	p.path.ask(p.want.Load() && !p.leads())
+	dead := p.path.dead()
+	outs, next := p.path.tick(now)
+	if b := p.path.best; b != nil && b.missed > 0 {
+		delete(p.eps, b.way.Addr) // the address that it was sent from may be gone
+	}
+	changed := p.publish() || p.path.dead() != dead
+	best, parked := p.best.Load(), p.parked
+	if best != nil {
+		p.parked = nil
+	}
+	again, void := p.begun.Add(rekeyTimeout), p.void
+	if void {
+		again = p.begun.Add(rekeyTimeout / 10) // the last one may have been with the new run
+	}
+	begin := p.lost && best != nil && !now.Before(again)
+	if begin {
+		p.lost, p.void = false, false
+	} else if p.lost {
+		next = sooner(next, again)
+	}
+	asking := p.path.asking
+	p.mu.Unlock()
+	p.transmit(outs, asking)
+	if best != nil && parked != nil {
+		l.put([][]byte{parked}, best)
+	}
+	if begin {
+		l.Handshake(p.key, void)
+	}
+	if changed && l.Changed != nil {
+		l.Changed(p)
+	}
+	return next
 }
 
 func (l *Link) peers() []*Peer {
@@ -249,39 +570,139 @@ func (l *Link) Moved() {
 	for _, p := range l.peers() {
 		p.mu.Lock()
 		p.sync()
+		clear(p.eps)
 		outs, asking := p.path.moved(now), p.path.asking
 		p.mu.Unlock()
 		p.transmit(outs, asking)
+		p.wake()
 	}
-	l.wake()
 }
 
 // transmit sends probes. They say whether the peer is to begin a handshake.
 func (p *Peer) transmit(outs []out, asking bool) {
+	if len(outs) == 0 {
+		return
+	}
+	grant := p.link.grants.of(p, time.Now())
 	for _, o := range outs {
-		o.p.want, o.p.run = asking, p.link.run
+		p.mu.Lock()
+		ep := p.endpoint(o.to.Addr)
+		p.mu.Unlock()
+		o.p.want, o.p.run, o.p.grant = asking, p.link.run, grant
 		// A candidate that cannot be reached from here is nothing to speak of: it is pinged again.
-		p.link.Bind.Send([][]byte{p.send.seal(o.p)}, &conn.StdNetEndpoint{AddrPort: o.to})
+		switch {
+		case o.to.relayed():
+			if first := p.link.byIDPeer(o.to.Via[0]); first != nil {
+				p.link.put([][]byte{p.send.seal(o.p)}, &route{first: first, trailer: o.to.Via.trailer(p.link.id, p.id)})
+			}
+		case o.to.Stream:
+			p.link.put([][]byte{p.send.seal(o.p)}, &route{stream: p.Name})
+		default:
+			p.link.Bind.Send([][]byte{p.send.seal(o.p)}, ep)
+		}
+	}
+}
+
+// streamed is a datagram that came over a stream.
+type streamed struct {
+	from *Peer
+	b    []byte
+}
+
+// Receive takes datagrams that came over a stream from a peer; they are copied. Too many at once are dropped.
+func (l *Link) Receive(from *Peer, bufs [][]byte) {
+	for _, b := range bufs {
+		select {
+		case l.streamed <- streamed{from, bytes.Clone(b)}:
+		default:
+			return
+		}
 	}
 }
 
 // Open implements conn.Bind.
 func (l *Link) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	fns, port, err := l.Bind.Open(port)
+	if err != nil {
+		return fns, port, err
+	}
 	for i, fn := range fns {
+		s := sorter{l: l}
 		fns[i] = func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 			n, err := fn(bufs, sizes, eps)
+			s.now = time.Time{}
 			for i := range n {
-				b := bufs[i][:sizes[i]]
-				if ep, ok := eps[i].(*conn.StdNetEndpoint); ok && isProbe(b) {
-					l.probe(b, ep.AddrPort)
+				if b := bufs[i][:sizes[i]]; len(b) > 4 && (b[1] == relayMark || b[0] >= kindPing) {
+					ep, ok := eps[i].(*conn.StdNetEndpoint)
 					sizes[i] = 0 // the engine passes it over
+					if ok {
+						sizes[i], eps[i] = l.ours(&s, b, Way{Addr: unmap(ep.AddrPort)}, eps[i])
+					}
 				}
 			}
+			s.flush()
 			return n, err
 		}
 	}
-	return fns, port, err
+	closed := make(chan struct{})
+	l.mu.Lock()
+	l.closed = closed
+	l.mu.Unlock()
+	s := sorter{l: l}
+	return append(fns, func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		select {
+		case <-closed:
+			return 0, net.ErrClosed
+		case d := <-l.streamed:
+			s.now = time.Time{}
+			sizes[0], eps[0] = copy(bufs[0], d.b), d.from
+			if b := bufs[0][:sizes[0]]; len(b) > 4 && (b[1] == relayMark || b[0] >= kindPing) {
+				sizes[0], eps[0] = l.ours(&s, b, Way{Stream: true}, d.from)
+				s.flush()
+			}
+			return 1, nil
+		}
+	}), port, nil
+}
+
+// Close implements conn.Bind.
+func (l *Link) Close() error {
+	l.mu.Lock()
+	if l.closed != nil {
+		close(l.closed)
+		l.closed = nil
+	}
+	l.mu.Unlock()
+	return l.Bind.Close()
+}
+
+// ours takes a packet that is not plain WireGuard: a probe, or one that goes through relays. It returns how much of it the
+// engine is to have, and as whose.
+func (l *Link) ours(s *sorter, b []byte, w Way, ep conn.Endpoint) (int, conn.Endpoint) {
+	if b[1] == relayMark {
+		if s.now.IsZero() {
+			s.now = time.Now()
+		}
+		inner, way, origin, arrived := s.sort(b)
+		if !arrived {
+			return 0, ep
+		}
+		b, w = inner, way
+		if p := l.byIDPeer(origin); p != nil {
+			ep = p
+		} else if b[0] < kindPing {
+			return 0, ep // a session with somebody who is no peer: the engine has none either
+		}
+	}
+	if isProbe(b) {
+		var from *conn.StdNetEndpoint
+		if w.udp() {
+			from, _ = ep.(*conn.StdNetEndpoint)
+		}
+		l.probe(b, w, from)
+		return 0, ep
+	}
+	return len(b), ep
 }
 
 // The first byte of WireGuard's messages.
@@ -292,26 +713,41 @@ const (
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
-// probe takes a frame that came in.
-func (l *Link) probe(b []byte, from netip.AddrPort) {
-	l.mu.RLock()
-	p := l.byTag[frameTag(b)]
-	l.mu.RUnlock()
-	if p == nil {
-		return // a stranger gets no answer
+// probe takes a frame that came in; ep is where from, if it came directly over UDP.
+func (l *Link) probe(b []byte, from Way, ep *conn.StdNetEndpoint) {
+	p := l.byIDPeer(frameID(b))
+	var f probe
+	ready := false
+	if p != nil {
+		var ok bool
+		if f, ok = p.recv.open(b); !ok {
+			return
+		}
+		p.mu.Lock()
+		ready = p.ready
+		p.mu.Unlock()
 	}
-	f, ok := p.recv.open(b)
-	if !ok {
+	if !ready { // an answer would promise that handshakes are answered too
+		if l.Stranger != nil {
+			b = bytes.Clone(b)
+			l.Stranger(frameID(b), func(p *Peer) bool { _, ok := p.recv.open(b); return ok }, func() { l.probe(b, from, ep) })
+		}
 		return
 	}
 	now := time.Now()
 	p.mu.Lock()
-	if !p.ready {
-		p.mu.Unlock()
-		return // an answer would promise that handshakes are answered too
-	}
 	p.sync()
-	outs, wants, anew := p.path.handle(f, unmap(from), now)
+	if ep != nil {
+		p.keepEndpoint(ep)
+	}
+	kept := p.path.kept
+	outs, wants, anew := p.path.handle(f, from, now)
+	if f.kind == kindPong && f.seen.IsValid() && from.udp() {
+		p.seen = f.seen
+	}
+	if f.grant != 0 && (f.kind == kindPong || p.granted.Load() == 0) {
+		p.granted.Store(f.grant)
+	}
 	switch {
 	case anew && !p.leads():
 		p.want.Store(true)
@@ -320,11 +756,14 @@ func (l *Link) probe(b []byte, from netip.AddrPort) {
 	case wants && p.leads() && now.Sub(p.begun) >= rekeyTimeout: // before, it may not have seen the last initiation yet
 		p.lost = true
 	}
-	p.publish()
+	changed := p.publish() || f.keep && now.Sub(kept) > seenLasts
 	asking := p.path.asking
 	p.mu.Unlock()
 	p.transmit(outs, asking)
-	l.wake()
+	p.wake()
+	if changed && l.Changed != nil {
+		l.Changed(p)
+	}
 }
 
 // Send implements conn.Bind. Where there is no way to a peer yet, the engine's packets are lost, as on a cable that is
@@ -341,8 +780,11 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	was := p.lastSend.Swap(now.UnixNano())
 	best := p.best.Load()
 	kind := bufs[0][0]
-	if best == nil || kind == initiation || now.Sub(time.Unix(0, was)) > silentAfter/2 {
-		defer l.wake() // so that silence is noticed
+	if best == nil || kind == initiation || now.Sub(time.Unix(0, was)) > beatEvery/2 {
+		defer p.wake() // so that silence is noticed
+	}
+	if now.Sub(time.Unix(0, was)) > demandLasts && l.Changed != nil {
+		l.Changed(p) // ways to it are needed now
 	}
 	switch {
 	case kind == initiation && !p.leads():
@@ -359,7 +801,7 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 		p.settled()
 	}
 	if best != nil {
-		return l.deliver(bufs, best)
+		return l.put(bufs, best)
 	}
 	if kind != response {
 		return nil
@@ -370,9 +812,36 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	p.mu.Unlock()
 	p.transmit(outs, false)
 	for _, o := range outs {
-		l.deliver(bufs, &conn.StdNetEndpoint{AddrPort: o.to})
+		if o.to.udp() {
+			l.deliver(bufs, &conn.StdNetEndpoint{AddrPort: o.to.Addr})
+		}
 	}
 	return nil
+}
+
+// put sends a batch on a route. It may write behind the packets.
+func (l *Link) put(bufs [][]byte, r *route) error {
+	switch {
+	case r.first != nil:
+		d, grant := r.first.direct.Load(), r.first.granted.Load()
+		if d == nil || grant == 0 {
+			return nil // the relay is out of reach for now: pings tell
+		}
+		r.first.lastSend.Store(time.Now().UnixNano()) // the way to the relay is in use too
+		for i, b := range bufs {
+			b = append(b, r.trailer...)
+			binary.LittleEndian.PutUint64(b[len(b)-fixedTail:], grant)
+			b[1] = relayMark
+			bufs[i] = b
+		}
+		return l.put(bufs, d)
+	case r.stream != "":
+		if l.Stream == nil {
+			return nil
+		}
+		return l.Stream(r.stream, bufs)
+	}
+	return l.deliver(bufs, r.ep)
 }
 
 // deliver sends a batch; where one packet is too large for the way, the others still go.
@@ -415,10 +884,13 @@ func (p *Peer) DstToBytes() []byte { return []byte(p.key) }
 
 // DstIP implements conn.Endpoint.
 func (p *Peer) DstIP() netip.Addr {
-	if b := p.best.Load(); b != nil {
-		return b.AddrPort.Addr()
+	if b := p.best.Load(); b != nil && b.ep != nil {
+		return b.ep.AddrPort.Addr()
 	}
-	return netip.Addr{}
+	var a [16]byte // one of its own for each peer, from the range for documentation
+	copy(a[:], []byte{0x20, 0x01, 0x0d, 0xb8})
+	copy(a[10:], p.id[:])
+	return netip.AddrFrom16(a)
 }
 
 // SrcIP implements conn.Endpoint.

@@ -27,13 +27,17 @@ type trip struct {
 // answer is a pong on its way.
 type answer struct {
 	at   time.Time
-	from netip.AddrPort
+	from Way
 	f    probe
 }
 
 func newTrip(t *testing.T, addrs ...netip.AddrPort) *trip {
-	p := newPath()
-	p.setKnown(addrs)
+	p := newPath(1412)
+	var ways []Way
+	for _, a := range addrs {
+		ways = append(ways, Way{Addr: a})
+	}
+	p.setKnown(ways)
 	return &trip{t: t, p: p, now: time.Unix(1000, 0)}
 }
 
@@ -45,7 +49,7 @@ func (tr *trip) run(d time.Duration, alive map[netip.AddrPort]time.Duration) (pi
 				continue
 			}
 			pings++
-			if rtt, ok := alive[o.to]; ok {
+			if rtt, ok := alive[o.to.Addr]; ok {
 				tr.pending = append(tr.pending, answer{tr.now.Add(rtt), o.to, probe{kind: kindPong, txid: o.p.txid, run: 1}})
 			}
 		}
@@ -62,10 +66,17 @@ func (tr *trip) run(d time.Duration, alive map[netip.AddrPort]time.Duration) (pi
 	return pings
 }
 
+func (tr *trip) best() netip.AddrPort {
+	if tr.p.best == nil {
+		return netip.AddrPort{}
+	}
+	return tr.p.best.way.Addr
+}
+
 func (tr *trip) want(best netip.AddrPort) {
 	tr.t.Helper()
-	if tr.p.best != best {
-		tr.t.Errorf("the address in use is %s, want %s", tr.p.best, best)
+	if got := tr.best(); got != best {
+		tr.t.Errorf("the address in use is %s, want %s", got, best)
 	}
 }
 
@@ -84,7 +95,7 @@ func TestPathGoesRoundWhatDies(t *testing.T) {
 	tr := newTrip(t, addrA, addrB)
 	tr.p.keep = true
 	tr.run(time.Second, both)
-	first, other := tr.p.best, addrA
+	first, other := tr.best(), addrA
 	if first == addrA {
 		other = addrB
 	}
@@ -96,7 +107,7 @@ func TestPathGoesRoundWhatDies(t *testing.T) {
 	}
 	tr.want(first) // and no flapping between two that are equally near
 	begin := tr.now
-	for tr.p.best == first && tr.now.Sub(begin) < 5*time.Second {
+	for tr.best() == first && tr.now.Sub(begin) < 5*time.Second {
 		tr.p.lastSend = tr.now
 		tr.run(10*time.Millisecond, map[netip.AddrPort]time.Duration{other: 10 * time.Millisecond})
 	}
@@ -112,7 +123,7 @@ func TestPathSlow(t *testing.T) {
 	tr.p.keep = true
 	tr.run(5*time.Second, map[netip.AddrPort]time.Duration{addrA: 900 * time.Millisecond})
 	tr.want(addrA)
-	if rtt := tr.p.cands[addrA].rtt; rtt < 800*time.Millisecond || rtt > 1000*time.Millisecond {
+	if rtt := tr.p.cands[Way{Addr: addrA}].rtt; rtt < 800*time.Millisecond || rtt > 1000*time.Millisecond {
 		t.Errorf("round trip %s", rtt)
 	}
 }
@@ -124,16 +135,16 @@ func TestPathReplay(t *testing.T) {
 	tr.p.lastSend = tr.now
 	outs, _ := tr.p.tick(tr.now)
 	pong := probe{kind: kindPong, txid: outs[0].p.txid, run: 1}
-	tr.p.handle(pong, evil, tr.now)
+	tr.p.handle(pong, Way{Addr: evil}, tr.now)
 	tr.want(netip.AddrPort{})
-	tr.p.handle(pong, addrA, tr.now)
+	tr.p.handle(pong, Way{Addr: addrA}, tr.now)
 	tr.want(addrA)
 	old := probe{kind: kindPing, txid: 7, want: true, run: 2}
-	outs, wants, anew := tr.p.handle(old, evil, tr.now)
-	if wants || anew || len(outs) == 0 || outs[0] != (out{evil, probe{kind: kindPong, txid: 7}}) {
+	outs, wants, anew := tr.p.handle(old, Way{Addr: evil}, tr.now)
+	if wants || anew || len(outs) == 0 || outs[0] != (out{Way{Addr: evil}, probe{kind: kindPong, txid: 7, seen: evil}}) {
 		t.Errorf("a replayed ping: %v, wants %v, anew %v", outs, wants, anew)
 	}
-	if _, wants, anew := tr.p.handle(pong, addrA, tr.now); wants || anew {
+	if _, wants, anew := tr.p.handle(pong, Way{Addr: addrA}, tr.now); wants || anew {
 		t.Error("an answer counted twice")
 	}
 	tr.want(addrA)
@@ -142,9 +153,9 @@ func TestPathReplay(t *testing.T) {
 func TestPathForgetsStrangers(t *testing.T) {
 	tr := newTrip(t, addrA)
 	for i := range 100 {
-		tr.p.handle(probe{kind: kindPing}, netip.AddrPortFrom(addrB.Addr(), uint16(i+1)), tr.now)
+		tr.p.handle(probe{kind: kindPing}, Way{Addr: netip.AddrPortFrom(addrB.Addr(), uint16(i+1))}, tr.now)
 	}
-	if n := len(tr.p.cands); n != maxCandidates || tr.p.cands[addrA] == nil {
+	if n := len(tr.p.cands); n != maxDirect || tr.p.cands[Way{Addr: addrA}] == nil {
 		t.Errorf("%d candidates", n)
 	}
 	tr.run(seenLasts+time.Second, nil)
@@ -159,7 +170,7 @@ func TestRestartIsTold(t *testing.T) {
 	ask := func(run uint32, want bool) (bool, bool) {
 		tr.now = tr.now.Add(keepEvery + time.Second)
 		outs, _ := tr.p.tick(tr.now)
-		_, wants, anew := tr.p.handle(probe{kind: kindPong, txid: outs[0].p.txid, run: run, want: want}, addrA, tr.now)
+		_, wants, anew := tr.p.handle(probe{kind: kindPong, txid: outs[0].p.txid, run: run, want: want}, Way{Addr: addrA}, tr.now)
 		return wants, anew
 	}
 	for _, c := range []struct {
@@ -175,8 +186,8 @@ func TestRestartIsTold(t *testing.T) {
 func halves(t testing.TB) (send, recv half) {
 	a, err1 := ecdh.X25519().GenerateKey(rand.Reader)
 	b, err2 := ecdh.X25519().GenerateKey(rand.Reader)
-	send, err3 := newHalf(a, b.PublicKey(), a.PublicKey(), b.PublicKey())
-	recv, err4 := newHalf(b, a.PublicKey(), a.PublicKey(), b.PublicKey())
+	send, _, err3 := newHalves(a, b.PublicKey())
+	_, recv, err4 := newHalves(b, a.PublicKey())
 	for _, err := range []error{err1, err2, err3, err4} {
 		if err != nil {
 			t.Fatal(err)
@@ -187,9 +198,9 @@ func halves(t testing.TB) (send, recv half) {
 
 func TestFrame(t *testing.T) {
 	send, recv := halves(t)
-	want := probe{kind: kindPong, txid: 1 << 60, moved: true, want: true, run: 77}
+	want := probe{kind: kindPong, txid: 1 << 60, moved: true, want: true, keep: true, run: 77, grant: 1 << 50, seen: addrA, size: 1400}
 	b := send.seal(want)
-	if got, ok := recv.open(b); !ok || got != want || frameTag(b) != recv.tag {
+	if got, ok := recv.open(b); !ok || got != want || frameID(b) != recv.id || len(b) != 1400 {
 		t.Errorf("%+v came back as %+v, %v", want, got, ok)
 	}
 	for i := range b {

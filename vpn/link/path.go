@@ -9,99 +9,153 @@ import (
 	"time"
 )
 
-// path chooses the address at which one peer is reached. It is a machine without clock, socket or lock: events and the
+// path chooses the way on which one peer is reached. It is a machine without clock, socket or lock: events and the
 // time go in, frames to send come out.
 //
 //	       send            pong
-//	Idle ───────▶ Probing ───────▶ Direct ──┐ silent: candidates are pinged; if the address in use does not answer
-//	  ▲              │                ▲     │ in time and another does, that one is used
+//	Idle ───────▶ Probing ───────▶ in use ──┐ while something is sent, the way in use is pinged (beatEvery); if an answer
+//	  ▲              │                ▲     │ is overdue all are asked, and the best that answers is used instead
 //	  └──────────────┘                └─────┘
 //	  no answer and nothing to send
 //
-// An address is used only after our own ping to it was answered with the peer's key, so nobody can draw traffic away by
-// replaying what the peer once sent.
+// A way is used only after our own ping on it was answered with the peer's key, so nobody can draw traffic away by
+// replaying what the peer once sent. The cheapest way wins (see cost): round trip and loss, direct before relayed.
 type path struct {
-	cands     map[netip.AddrPort]*candidate
-	best      netip.AddrPort // zero: none is confirmed
-	keep      bool           // a neighbour: kept warm
-	asking    bool           // the peer is to begin a handshake
-	lastSend  time.Time      // something for the peer was handed in
-	lastHeard time.Time      // an authentic packet of the peer came in
-	nextPing  time.Time      // not before this
-	round     int            // pings sent to all since something was heard
-	run       uint32         // of the peer, as it said last; 0: not known
+	cands     map[Way]*candidate
+	best      *candidate // nil: none is confirmed
+	keep      bool       // a neighbour: kept warm
+	kept      time.Time  // when the peer said last that we are its neighbour
+	asking    bool       // the peer is to begin a handshake
+	full      int        // bytes of the largest packets that the engine makes
+	lastSend  time.Time  // something for the peer was handed in
+	lastHeard time.Time  // an authentic packet of the peer came in
+	nextPing  time.Time  // all that can be are pinged then, not before
+	nextBeat  time.Time
+	round     int    // pings sent to all since the last change for the better
+	run       uint32 // of the peer, as it said last; 0: not known
+	reason    string // of the last choice
 }
 
 type candidate struct {
-	addr      netip.AddrPort
-	known     bool           // from the peer's record or its public name; others were only seen
-	seen      time.Time      // when a frame last came from there
+	way       Way
+	known     bool           // from the peer's record, from itself, or from the map; others were only seen
+	seen      time.Time      // when a frame last came this way
 	pings     [pingsOut]ping // the last ones, the newest first
 	waiting   time.Time      // since when an answer is waited for; zero: none is
+	missed    int            // answers overdue one after the other
+	failed    time.Time      // when it was left for that
+	good      int            // answers one after the other
 	answered  time.Time
 	confirmed bool
 	rtt       time.Duration // smoothed (RFC 6298 section 2)
+	loss      float64       // smoothed share of pings without an answer, 0 to 1
+	mtu       int           // the largest datagram known to pass, trailer included; 0: not measured
+	ask       int           // the size whose measurement goes on; 0: none
+	asked     int           // how often
+	askedAt   time.Time
+	checked   time.Time // when mtu was known to pass
+	raised    time.Time // when more was tried
 }
 
 // ping is a question that may still be answered.
 type ping struct {
 	txid uint64
 	at   time.Time
+	size int // 0: the shortest
 }
 
 // Time constants of a path.
 const (
-	silentAfter   = 500 * time.Millisecond // sent but nothing heard for so long: ask; twice that, if nothing was sent since
-	answersIn     = 100 * time.Millisecond // and twice the round trip
+	beatEvery     = 300 * time.Millisecond // while something is sent
+	beatActive    = time.Second            // after the last thing that was sent
+	answersIn     = 80 * time.Millisecond  // and one and a half round trips
+	againEvery    = 100 * time.Millisecond // when the way in use has become suspect
 	probeEvery    = 400 * time.Millisecond
-	probeSlow     = 5 * time.Second // after probeFast rounds
+	probeSlow     = time.Second      // after probeFast rounds
+	probeIdle     = 5 * time.Second  // the same for a neighbour to whom nothing is to be sent, doubling up to
+	probeRarely   = 80 * time.Second // this
 	probeFast     = 10
-	pingsOut      = 4 // so that a round trip of pingsOut*probeEvery can be measured
+	searchEvery   = 10 * time.Second // for something better, while what is in use is good
+	goneAfter     = 3                // answers missed in a row
+	pingsOut      = 4                // so that a round trip of pingsOut*probeEvery can be measured
 	demandLasts   = 10 * time.Second
 	keepEvery     = 20 * time.Second
 	seenLasts     = 3 * time.Minute
-	maxCandidates = 12
+	maxRTT        = 2 * time.Second // an answer that took longer tells of this machine, not of the path
+	maxDirect     = 16
+	maxVia        = 6
+	mtuEvery      = 2 * time.Second // while something is sent: do large packets still pass?
+	mtuRaise      = 5 * time.Minute // do larger ones pass now?
+	distrustLasts = time.Minute     // after a failure
 )
+
+// mtuSteps are datagram sizes worth trying, in bytes without IP and UDP headers: RFC 8899's search, over the MTUs that
+// links really have (Ethernet, PPPoE, DS-Lite and tunnels, IPv6's least).
+var mtuSteps = []int{1472, 1452, 1444, 1424, 1412, 1392, 1372, 1352, 1332, 1312, 1292, 1272, 1252, 1232}
 
 // out is a frame that a path wants sent.
 type out struct {
-	to netip.AddrPort
+	to Way
 	p  probe
 }
 
-func newPath() *path { return &path{cands: map[netip.AddrPort]*candidate{}} }
+func newPath(full int) *path { return &path{cands: map[Way]*candidate{}, full: full} }
 
-// setKnown replaces the addresses that the peer is said to have.
-func (p *path) setKnown(addrs []netip.AddrPort) {
+// setKnown replaces the ways that the peer is said to have.
+func (p *path) setKnown(ways []Way) {
 	for _, c := range p.cands {
 		c.known = false
 	}
-	for _, a := range addrs {
-		if c := p.add(a); c != nil {
+	for _, w := range ways {
+		n := len(p.cands)
+		if c := p.add(w); c != nil {
 			c.known = true
+			if len(p.cands) > n && p.round > 0 { // something new to try
+				p.round, p.nextPing = 0, time.Time{}
+			}
 		}
 	}
 }
 
-func (p *path) add(a netip.AddrPort) *candidate {
-	if c := p.cands[a]; c != nil {
+func (p *path) add(w Way) *candidate {
+	if c := p.cands[w]; c != nil {
 		return c
 	}
-	if len(p.cands) >= maxCandidates {
-		var worst *candidate
-		for _, c := range p.cands {
-			if !c.known && c.addr != p.best && (worst == nil || c.seen.Before(worst.seen)) {
-				worst = c
-			}
+	n, limit := 0, maxDirect
+	if w.relayed() {
+		limit = maxVia
+	}
+	var worst *candidate
+	for _, c := range p.cands {
+		if c.way.relayed() != w.relayed() {
+			continue
 		}
+		n++
+		if !c.known && c != p.best && (worst == nil || c.seen.Before(worst.seen)) {
+			worst = c
+		}
+	}
+	if n >= limit {
 		if worst == nil {
 			return nil
 		}
-		delete(p.cands, worst.addr)
+		delete(p.cands, worst.way)
 	}
-	c := &candidate{addr: a}
-	p.cands[a] = c
+	c := &candidate{way: w}
+	p.cands[w] = c
 	return c
+}
+
+// drop takes a way away at once: a stream that was closed.
+func (p *path) drop(w Way) {
+	if c := p.cands[w]; c != nil {
+		delete(p.cands, w)
+		if c == p.best {
+			p.best = nil
+			p.choose(time.Time{}, "its stream was closed")
+			p.round, p.nextPing = 0, time.Time{}
+		}
+	}
 }
 
 // ask says whether the peer is to begin a handshake, which its next ping tells it.
@@ -112,64 +166,129 @@ func (p *path) ask(on bool) {
 	p.asking = on
 }
 
+// cost compares ways: the round trip, a second for certain loss, and what relays and TCP take from others.
+func (c *candidate) cost() time.Duration {
+	d := c.rtt + time.Duration(max(c.loss-0.04, 0)*float64(time.Second)) // one lost ping is nothing
+	if n := c.way.Via.Len(); n > 0 {
+		d += d/5 + time.Duration(n)*10*time.Millisecond
+	}
+	if c.way.Stream {
+		d += 25 * time.Millisecond
+	}
+	return d
+}
+
+// udp reports whether a way is direct and over UDP, which is what is wanted.
+func (w Way) udp() bool { return w.Addr.IsValid() }
+
+// usable reports whether a candidate may be chosen in place of another that works.
+func (c *candidate) usable(now time.Time) bool {
+	switch {
+	case !c.confirmed || c.missed > 0:
+		return false
+	case !c.failed.IsZero() && now.Sub(c.failed) < distrustLasts:
+		return c.good >= 5
+	}
+	return true
+}
+
+// choose makes the cheapest way that answered since (or ever) the one in use.
+func (p *path) choose(since time.Time, reason string) {
+	var found *candidate
+	for _, c := range p.cands {
+		if c.confirmed && c != p.best && c.answered.After(since) && (found == nil || c.cost() < found.cost()) {
+			found = c
+		}
+	}
+	if found != nil {
+		p.best, p.reason, p.round = found, reason, 0
+	}
+}
+
 // tick does what time asks for, and returns the frames to send and when to be called again (zero: on an event only).
 func (p *path) tick(now time.Time) (outs []out, next time.Time) {
-	for a, c := range p.cands {
-		if !c.known && a != p.best && now.Sub(c.seen) > seenLasts {
-			delete(p.cands, a)
+	for w, c := range p.cands {
+		if !c.known && c != p.best && now.Sub(c.seen) > seenLasts {
+			delete(p.cands, w)
+			continue
+		}
+		if c.overdue(now) {
+			c.missed++
+			c.good = 0
+			c.waiting = time.Time{}
+			if c.missed < goneAfter { // more in a row is not loss but a cut
+				c.loss += (1 - c.loss) / 32
+			}
+			if c == p.best && c.missed == 1 {
+				p.round, p.nextPing = 0, now
+			}
 		}
 	}
-	b := p.cands[p.best]
-	if b != nil && b.overdue(now) {
-		if other := p.answeredSince(b.waiting); other != nil {
-			p.best, b = other.addr, other
+	if b := p.best; b != nil && b.missed > 1 {
+		p.choose(latest(b.answered, now.Add(-time.Second)), "the one before did not answer")
+		if p.best != b {
+			b.failed = now
 		}
 	}
+	suspect := p.best != nil && p.best.missed > 0
 	demand := now.Sub(p.lastSend) < demandLasts
-	every, start := p.interval(demand)
-	switch {
-	case every == 0:
-	case now.Before(start):
-		next = start
-		if demand { // what is sent meanwhile does not wake us
-			next = sooner(next, now.Add(silentAfter))
+	if !demand && !p.keep {
+		return nil, next
+	}
+	if !now.Before(p.nextPing) {
+		for _, c := range p.cands {
+			if demand || suspect || p.best == nil || !p.best.way.udp() || c == p.best { // of a neighbour at rest only what is in use
+				outs = append(outs, p.ping(c, now))
+			}
 		}
-	case now.Before(p.nextPing):
-		next = p.nextPing
-	default:
-		outs = p.pingAll(now, false)
+		every := p.every(demand, suspect)
 		p.round++
 		p.nextPing = now.Add(every - every/8 + rand.N(every/4))
-		next = p.nextPing
+		p.nextBeat = now.Add(beatEvery)
 	}
-	if b != nil && !b.waiting.IsZero() && !b.overdue(now) {
-		next = sooner(next, b.due())
+	next = p.nextPing
+	if p.best == nil {
+		return outs, next
+	}
+	if demand && now.Sub(p.lastSend) < beatActive {
+		if !now.Before(p.nextBeat) {
+			outs = append(outs, p.ping(p.best, now))
+			p.nextBeat = now.Add(beatEvery)
+		}
+		next = sooner(next, p.nextBeat)
+	}
+	for _, c := range p.cands {
+		if !c.waiting.IsZero() && (c == p.best || suspect) {
+			next = sooner(next, c.due())
+		}
+	}
+	outs = append(outs, p.measure(now)...)
+	if c := p.best; c.ask > 0 {
+		next = sooner(next, c.askedAt.Add(answersIn+c.rtt*3/2))
 	}
 	return outs, next
 }
 
-// interval says how often to ping all candidates (0: not at all) and from when on.
-func (p *path) interval(demand bool) (every time.Duration, start time.Time) {
-	fast := probeFast
+// every says how long to wait until all are pinged again.
+func (p *path) every(demand, suspect bool) time.Duration {
+	fast := p.round < probeFast
 	switch {
-	case !p.best.IsValid() && (demand || p.keep):
-	case !p.best.IsValid():
-		return 0, start
-	case demand && p.asking:
-		fast = 4 * probeFast
-	case demand && p.lastSend.After(p.lastHeard):
-		fast, start = 4*probeFast, p.lastHeard.Add(silentAfter)
-	case demand: // the peer may have lost us, and only we can tell it where we are
-		start = p.lastHeard.Add(2 * silentAfter)
-	case p.keep:
-		start = p.lastHeard.Add(keepEvery)
-	default:
-		return 0, start
+	case suspect && fast:
+		return againEvery
+	case demand && p.asking && p.round < 4*probeFast:
+		return probeEvery
+	case p.best != nil && !suspect && !demand:
+		return keepEvery
+	case p.best != nil && !suspect && p.best.way.udp():
+		return searchEvery
+	case fast:
+		return probeEvery
+	case demand && (p.best == nil || suspect):
+		return probeSlow
+	case demand:
+		return probeEvery * 5
 	}
-	if p.round >= fast {
-		return probeSlow, start
-	}
-	return probeEvery, start
+	return min(probeIdle<<min(p.round-probeFast, 8), probeRarely)
 }
 
 // sooner is the earlier of two times of which zero is never.
@@ -180,60 +299,103 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // due is when an answer that is waited for should be there.
-func (c *candidate) due() time.Time { return c.waiting.Add(answersIn + 2*c.rtt) }
+func (c *candidate) due() time.Time { return c.waiting.Add(answersIn + c.rtt*3/2) }
 
 func (c *candidate) overdue(now time.Time) bool { return !c.waiting.IsZero() && !now.Before(c.due()) }
 
-// answeredSince is the nearest candidate of those that have answered since.
-func (p *path) answeredSince(since time.Time) (best *candidate) {
-	for _, c := range p.cands {
-		if c.confirmed && !c.answered.Before(since) && (best == nil || c.rtt < best.rtt) {
-			best = c
-		}
-	}
-	return best
-}
-
 func (p *path) pingAll(now time.Time, moved bool) (outs []out) {
 	for _, c := range p.cands {
-		outs = append(outs, p.ping(c, now, moved))
+		o := p.ping(c, now)
+		o.p.moved = moved
+		outs = append(outs, o)
 	}
 	return outs
 }
 
-func (p *path) ping(c *candidate, now time.Time, moved bool) out {
-	copy(c.pings[1:], c.pings[:])
-	c.pings[0] = ping{rand.Uint64(), now}
+func (p *path) ping(c *candidate, now time.Time) out {
+	c.note(ping{rand.Uint64(), now, 0})
 	if c.waiting.IsZero() {
 		c.waiting = now
 	}
-	return out{c.addr, probe{kind: kindPing, txid: c.pings[0].txid, moved: moved}}
+	return out{c.way, probe{kind: kindPing, txid: c.pings[0].txid, keep: p.keep}}
 }
 
-// handle takes an authentic frame of the peer. It reports whether the peer wants a session, and whether it was started
-// anew, so has none; both only by an answer to our own ping, since everything else may be replayed.
-func (p *path) handle(f probe, from netip.AddrPort, now time.Time) (outs []out, wants, anew bool) {
+func (c *candidate) note(q ping) {
+	copy(c.pings[1:], c.pings[:])
+	c.pings[0] = q
+}
+
+// measure looks for the largest datagram that the way in use takes (RFC 8899): when it has been chosen, and again and
+// again while something is sent, since a path may begin to swallow large packets at any time.
+func (p *path) measure(now time.Time) []out {
+	c := p.best
+	want := p.full + c.way.Via.trailerSize()
+	if c.ask == 0 {
+		switch {
+		case c.mtu == 0 || c.mtu < want && now.Sub(c.raised) > mtuRaise:
+			c.ask, c.raised = want, now
+		case now.Sub(c.checked) > mtuEvery && now.Sub(p.lastSend) < beatActive:
+			c.ask = c.mtu
+		default:
+			return nil
+		}
+		c.asked = 0
+	}
+	if c.missed > 0 || c.asked > 0 && now.Before(c.askedAt.Add(answersIn+c.rtt*3/2)) {
+		return nil
+	}
+	if c.asked >= 3 { // too large
+		c.asked = 0
+		i := slices.IndexFunc(mtuSteps, func(s int) bool { return s < c.ask })
+		if i < 0 {
+			c.ask = 0 // not even the least that IP promises: it is not the size
+			c.checked = now
+			return nil
+		}
+		c.ask = mtuSteps[i]
+		if c.mtu == 0 || c.mtu > c.ask {
+			c.mtu = c.ask
+		}
+	}
+	c.asked, c.askedAt = c.asked+1, now
+	c.note(ping{rand.Uint64(), now, c.ask})
+	return []out{{c.way, probe{kind: kindPing, txid: c.pings[0].txid, keep: p.keep, size: c.ask}}}
+}
+
+// handle takes an authentic frame of the peer that came on a way. It reports whether the peer wants a session, and whether
+// it was started anew, so has none; both only by an answer to our own ping, since everything else may be replayed.
+func (p *path) handle(f probe, from Way, now time.Time) (outs []out, wants, anew bool) {
 	switch f.kind {
 	case kindPing:
-		outs = append(outs, out{from, probe{kind: kindPong, txid: f.txid}})
+		outs = append(outs, out{from, probe{kind: kindPong, txid: f.txid, seen: from.Addr}})
 		c := p.add(from)
 		if c == nil {
 			return outs, false, false
 		}
 		c.seen = now
+		if f.keep {
+			p.kept = now
+		}
 		if f.moved { // all that was measured is void; the old way stays in use until another is confirmed
 			for _, c := range p.cands {
 				c.confirmed = false
 			}
 		}
-		if from == p.best && !f.want {
+		if c == p.best && !f.want {
 			break
 		}
 		// The peer looks for a way, or sends from elsewhere, or wants something: see where it is.
-		for _, c := range p.cands {
-			if (c.addr == from || c.addr == p.best) && now.Sub(c.pings[0].at) > probeEvery/2 {
-				outs = append(outs, p.ping(c, now, false))
+		for _, x := range p.cands {
+			if (x == c || x == p.best) && now.Sub(x.pings[0].at) > probeEvery/2 && (!x.confirmed || now.Sub(x.answered) > probeSlow || f.want) {
+				outs = append(outs, p.ping(x, now))
 			}
 		}
 	case kindPong:
@@ -245,16 +407,11 @@ func (p *path) handle(f probe, from netip.AddrPort, now time.Time) (outs []out, 
 		if i < 0 {
 			return nil, false, false // not asked, or not there: an answer to a ping sent elsewhere confirms nothing
 		}
-		sample := now.Sub(c.pings[i].at)
+		q := c.pings[i]
 		clear(c.pings[i:]) // each counts once, and none after a newer one
-		if c.rtt == 0 {
-			c.rtt = sample
-		} else {
-			c.rtt += (sample - c.rtt) / 8
-		}
-		c.waiting, c.answered, c.seen, c.confirmed = time.Time{}, now, now, true
-		if b := p.cands[p.best]; b == nil || !b.confirmed || b.overdue(now) || c.rtt < b.rtt*4/5-2*time.Millisecond {
-			p.best = c.addr
+		p.answer(c, now.Sub(q.at), now)
+		if q.size > 0 && q.size == c.ask {
+			c.mtu, c.ask, c.checked = q.size, 0, now
 		}
 		p.heard(now)
 		wants, anew = f.want, p.run != 0 && p.run != f.run
@@ -263,10 +420,38 @@ func (p *path) handle(f probe, from netip.AddrPort, now time.Time) (outs []out, 
 	return outs, wants, anew
 }
 
-// heard notes that the peer is there.
-func (p *path) heard(now time.Time) {
-	p.lastHeard, p.round = now, 0
+// answer notes that a candidate has answered after so long, and chooses it where it is better.
+func (p *path) answer(c *candidate, sample time.Duration, now time.Time) {
+	sample = min(sample, maxRTT)
+	switch {
+	case c.rtt == 0:
+		c.rtt = sample
+	case sample > 2*c.rtt || sample < c.rtt/2: // loaded of late, or no more
+		c.rtt += (sample - c.rtt) / 2
+	default:
+		c.rtt += (sample - c.rtt) / 8
+	}
+	c.waiting, c.answered, c.seen, c.confirmed, c.missed = time.Time{}, now, now, true, 0
+	c.good++
+	c.loss -= c.loss / 32
+	b := p.best
+	switch {
+	case b == c:
+	case b == nil || !b.confirmed:
+		p.best, p.reason, p.round = c, "the first that answered", min(p.round, 1)
+	case b.missed > 1:
+		b.failed = now
+		p.best, p.reason, p.round = c, "the one before did not answer", 0
+	case !c.usable(now):
+	case c.way.udp() && !b.way.udp() && c.cost() < b.cost():
+		p.best, p.reason = c, "direct"
+	case c.cost() < b.cost()*4/5-2*time.Millisecond:
+		p.best, p.reason = c, "better"
+	}
 }
+
+// heard notes that the peer is there.
+func (p *path) heard(now time.Time) { p.lastHeard = now }
 
 // moved starts over because this node's own addresses have changed.
 func (p *path) moved(now time.Time) []out {
@@ -280,3 +465,36 @@ func (p *path) moved(now time.Time) []out {
 	p.nextPing = now.Add(probeEvery)
 	return p.pingAll(now, true)
 }
+
+// direct is the cheapest way that needs no other node, for what this node sends on for others. Nil: there is none.
+func (p *path) direct() (found *candidate) {
+	for _, c := range p.cands {
+		if c.confirmed && c.missed < goneAfter && !c.way.relayed() && (found == nil || c.cost() < found.cost()) {
+			found = c
+		}
+	}
+	return found
+}
+
+// late forgives answers that are late only because this machine was: asleep, or busy elsewhere.
+func (p *path) late(now time.Time) {
+	for _, c := range p.cands {
+		if !c.waiting.IsZero() {
+			c.waiting = now
+		}
+	}
+	p.nextBeat = now
+}
+
+// dead reports whether the way in use does not answer, and no other does.
+func (p *path) dead() bool { return p.best == nil || p.best.missed >= goneAfter }
+
+// mtu is the largest datagram, without a trailer, that the way in use takes. 0: not known.
+func (p *path) mtu() int {
+	if p.best == nil || p.best.mtu == 0 {
+		return 0
+	}
+	return p.best.mtu - p.best.way.Via.trailerSize()
+}
+
+func udpWay(a netip.AddrPort) Way { return Way{Addr: a} }

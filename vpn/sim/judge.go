@@ -4,7 +4,6 @@ package sim
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/big"
@@ -113,15 +112,17 @@ type sending struct {
 }
 
 // sealedID is the part of a sealed WireGuard data packet that is its own: receiver index and counter (WireGuard paper, section
-// 5.4.6), and the beginning of what is sealed.
+// 5.4.6), and the beginning of what is sealed. What relays need comes behind it.
 type sealedID [24]byte
 
 // sealed returns the identity of a WireGuard data packet, however it travels.
 func sealed(b []byte) (id sealedID, ok bool) {
-	if len(b) < 32 || binary.LittleEndian.Uint32(b) != 4 {
+	if len(b) < 32 || b[0] != 4 || b[2] != 0 || b[3] != 0 {
 		return id, false
 	}
-	return sealedID(b[:24]), true
+	id = sealedID(b[:24])
+	id[1] = 0 // relays mark it
+	return id, true
 }
 
 // trip is what was seen of a sealed packet.

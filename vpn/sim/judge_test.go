@@ -64,13 +64,17 @@ func TestJudgeBites(t *testing.T) {
 			s.judge.delivered(to, b)
 		}},
 		{"rubbish", "that nobody sent", wait, func(s *trio, to *Node, b []byte) { s.judge.delivered(to, b[:40]) }},
-		{"silence", "nothing of a reaches b: nothing for 1.", func(s *trio) {
+		{"silence", "nothing of a reaches b: nothing for ", func(s *trio) {
 			s.Sleep(settle)
-			s.Net.Pair(s.a.Host, s.b.Host, vpntest.Link{Down: true}) // and the judge is not told
+			for _, to := range []*Node{s.b, s.c} { // and the judge is not told
+				s.Net.Pair(s.a.Host, to.Host, vpntest.Link{Down: true})
+			}
 			s.Sleep(2 * time.Second)
 		}, nil},
 		{"never a packet", "nothing of c reaches a: nothing yet, 3.", func(s *trio) {
-			s.Net.Pair(s.c.Host, s.a.Host, vpntest.Link{Down: true})
+			for _, from := range []*Node{s.b, s.c} {
+				s.Net.Pair(from.Host, s.a.Host, vpntest.Link{Down: true})
+			}
 			s.Talk(s.c, s.a, 0)
 			s.Sleep(5 * time.Second)
 		}, nil},

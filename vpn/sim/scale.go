@@ -114,7 +114,7 @@ func Scale(w *World, count int, say func(format string, args ...any)) (s Size, e
 	all := slices.Clone(w.nodes)
 	var records [][]byte
 	for _, n := range all {
-		r, err := n.id.Record(uint64(time.Now().UnixMilli()), append([]netip.AddrPort(nil), n.addresses()...), nil)
+		r, err := n.id.Record(uint64(time.Now().UnixMilli()), identity.Said{Endpoints: n.addresses()})
 		if err != nil {
 			return s, err
 		}

@@ -104,14 +104,14 @@ func scenes() []scene {
 			s.Talk(a, s.public("b", a), 1380)
 			s.Sleep(settle)
 		}},
-		{"one relay", "relays", func(s *stage) {
+		{"one relay", "", func(s *stage) {
 			r := s.public("r", nil)
 			a, b := s.public("a", r), s.public("b", r)
 			s.apart(a, b)
 			s.Talk(a, b, 0)
 			s.Sleep(settle)
 		}},
-		{"three relays", "relays", func(s *stage) {
+		{"three relays", "", func(s *stage) {
 			var chain []*Node
 			for i := range 5 {
 				var through *Node
@@ -127,7 +127,7 @@ func scenes() []scene {
 			s.Talk(chain[0], chain[4], 0)
 			s.Sleep(2 * settle)
 		}},
-		{"a cut", "relays", func(s *stage) {
+		{"a cut", "", func(s *stage) {
 			r := s.public("r", nil)
 			a, b := s.public("a", r), s.public("b", r)
 			s.Talk(a, b, 0)
@@ -139,7 +139,7 @@ func scenes() []scene {
 			s.Sleep(30 * time.Second)
 			s.wantDirect(a, b, true)
 		}},
-		{"a cut in one direction", "relays", func(s *stage) {
+		{"a cut in one direction", "", func(s *stage) {
 			r := s.public("r", nil)
 			a, b := s.public("a", r), s.public("b", r)
 			s.Talk(a, b, 0)
@@ -150,7 +150,7 @@ func scenes() []scene {
 			s.Cut(b, a)
 			s.Sleep(settle)
 		}},
-		{"the relay dies", "relays", func(s *stage) {
+		{"the relay dies", "", func(s *stage) {
 			r1 := s.public("r1", nil)
 			r2 := s.public("r2", r1)
 			a, b := s.public("a", r1), s.public("b", r2)
@@ -211,7 +211,7 @@ func scenes() []scene {
 			b.Move(s.Net.Internet, s.net.public(), clean)
 			s.Sleep(settle)
 		}},
-		{"both addresses change at once", "relays", func(s *stage) {
+		{"both addresses change at once", "", func(s *stage) {
 			r := s.public("r", nil)
 			a, b := s.public("a", r), s.public("b", r)
 			s.Talk(a, b, 0)
@@ -230,7 +230,7 @@ func scenes() []scene {
 				s.Sleep(settle)
 			}
 		}},
-		{"a slow and a fast way", "relays", func(s *stage) { // a lossy link loses to a clean one
+		{"a slow and a fast way", "", func(s *stage) { // a lossy link loses to a clean one
 			r := s.public("r", nil)
 			a, b := s.public("a", r), s.public("b", r)
 			s.Lossy()
@@ -246,7 +246,7 @@ func scenes() []scene {
 				s.judge.wrong("%.0f %% of the packets come through although there is a way without loss", 100*rate)
 			}
 		}},
-		{"large packets vanish", "relays", func(s *stage) {
+		{"large packets vanish", "too big told to the kernel", func(s *stage) {
 			r := s.public("r", nil)
 			a, b := s.public("a", r), s.public("b", r)
 			c := s.Talk(a, b, 0)
@@ -351,7 +351,7 @@ func scenes() []scene {
 			s.Sleep(settle)
 			s.wantDirect(a, b, true)
 		}},
-		{"joining behind a NAT", "relays", func(s *stage) {
+		{"joining behind a NAT", "", func(s *stage) {
 			r := s.public("r", nil)
 			a := s.behind("a", r, vpntest.PortRestricted)
 			s.Sleep(settle)
@@ -367,7 +367,7 @@ func scenes() []scene {
 	}{{"full cone", vpntest.FullCone}, {"address-restricted", vpntest.AddressRestricted}, {"port-restricted", vpntest.PortRestricted}, {"symmetric", vpntest.Symmetric}}
 	for i, x := range kinds {
 		for _, y := range kinds[i:] {
-			all = append(all, scene{"NAT: " + x.name + " and " + y.name, "relays", func(s *stage) {
+			all = append(all, scene{"NAT: " + x.name + " and " + y.name, "", func(s *stage) {
 				r := s.public("r", nil)
 				a, b := s.behind("a", r, x.Kind), s.behind("b", r, y.Kind)
 				s.Talk(a, b, 0)
@@ -377,7 +377,7 @@ func scenes() []scene {
 		}
 	}
 	return append(all,
-		scene{"NAT: hairpin", "relays", func(s *stage) {
+		scene{"NAT: hairpin", "", func(s *stage) {
 			r := s.public("r", nil)
 			outer := s.net.nat(s.Net.Internet, vpntest.Kind{Hairpin: true})
 			a := s.inside("a", r, s.net.nat(outer.Inside, vpntest.FullCone))
@@ -386,7 +386,7 @@ func scenes() []scene {
 			s.Sleep(3 * settle)
 			s.wantDirect(a, b, true)
 		}},
-		scene{"NAT: two in a row", "relays", func(s *stage) {
+		scene{"NAT: two in a row", "", func(s *stage) {
 			r := s.public("r", nil)
 			a := s.behind("a", r, vpntest.PortRestricted, vpntest.FullCone)
 			b := s.behind("b", r, vpntest.PortRestricted, vpntest.PortRestricted)
@@ -420,7 +420,7 @@ func TestScenes(t *testing.T) {
 	dir := fastDir(t)
 	for i, c := range scenes() {
 		t.Run(c.name, func(t *testing.T) {
-			w, err := run(t, Config{Seed: uint64(i), Dir: fmt.Sprintf("%s/%d", dir, i), Hops: 5}, func(w *World) error {
+			w, err := run(t, Config{Seed: uint64(i), Dir: fmt.Sprintf("%s/%d", dir, i), Hops: hops}, func(w *World) error {
 				s := &stage{w, &network{w: w}}
 				c.play(s)
 				return nil

@@ -268,7 +268,7 @@ func (n *Node) Crash(lost bool) error {
 // SkewClock lets the next Start of the node begin as if its clock had been ahead by so much until then: the record on its
 // disk has a sequence from the future. Others learn it if it is started, loses its disk and is started again.
 func (n *Node) SkewClock(ahead time.Duration) error {
-	r, err := n.id.Record(uint64(time.Now().Add(ahead).UnixMilli()), nil, nil)
+	r, err := n.id.Record(uint64(time.Now().Add(ahead).UnixMilli()), identity.Said{})
 	if err != nil {
 		return err
 	}

@@ -58,6 +58,9 @@ type Config struct {
 	Port      int      `toml:"port" comment:"UDP port of the tunnels; new nodes join on TCP at the same number."`
 	Public    []string `toml:"public" comment:"Where others reach this node from the Internet: host or host:port."`
 	Connect   []string `toml:"connect" comment:"Nodes to keep a tunnel to, always."`
+	Subnet    []string `toml:"subnet" comment:"Networks behind this node that it is the router of, with a weight: \"10.11.22.0/24#10\". Its certificate must allow them."`
+	Relay     bool     `toml:"relay" comment:"Carry sealed packets between nodes that cannot reach each other, up to so many megabits a second for each (0: no limit)."`
+	RelayMbit int      `toml:"relay_mbit"`
 	Interface string   `toml:"interface" comment:"The tunnels' network interface, and the largest packet it takes in bytes, 1280 to 1420."`
 	MTU       int      `toml:"mtu"`
 	LogLevel  string   `toml:"log_level" comment:"debug, info, warn or error."`
@@ -78,7 +81,7 @@ type Store struct {
 
 // Default returns the configuration that a file's keys are laid over.
 func Default() Config {
-	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: "mesh0", MTU: 1380, LogLevel: "info"}
+	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: "mesh0", MTU: 1380, Relay: true, RelayMbit: 1000, LogLevel: "info"}
 }
 
 // Load reads and checks the file at path.
@@ -209,6 +212,12 @@ func (c *Config) check() (string, error) {
 			return "connect", err
 		}
 	}
+	if _, err := c.Subnets(); err != nil {
+		return "subnet", err
+	}
+	if c.RelayMbit < 0 || c.RelayMbit > 1_000_000 {
+		return "relay_mbit", fmt.Errorf("%d is not from 0 to 1000000", c.RelayMbit)
+	}
 	if _, err := c.Level(); err != nil {
 		return "log_level", err
 	}
@@ -242,6 +251,18 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 		return p, fmt.Errorf("%s is not a private prefix (RFC 1918) of length 8 to 29", s)
 	}
 	return p, nil
+}
+
+// Subnets are the networks behind this node.
+func (c *Config) Subnets() (out []identity.Subnet, err error) {
+	for _, s := range c.Subnet {
+		sub, err := identity.ParseSubnet(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, sub)
+	}
+	return out, nil
 }
 
 // HostPort completes host or host:port with a default port.

@@ -20,7 +20,7 @@ func TestRoundTrip(t *testing.T) {
 	for _, st := range []Store{{Embedded: true}, {Endpoints: []string{"https://10.11.0.1:2379", "https://10.11.0.2:2379"}}} {
 		c := Default()
 		c.Name, c.Prefix, c.Store = "spencer", "10.11.0.0/16", st
-		c.Public, c.Connect = []string{"198.18.1.2"}, []string{"bkero"}
+		c.Public, c.Connect, c.Subnet = []string{"198.18.1.2"}, []string{"bkero"}, []string{"10.99.0.0/24#5"}
 		b, err := c.Bytes()
 		if err != nil {
 			t.Fatal(err)

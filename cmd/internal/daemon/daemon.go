@@ -27,6 +27,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"mesh.internal/mesh/cmd/internal/config"
+	"mesh.internal/mesh/cmd/internal/scripts"
 	"mesh.internal/mesh/resolver"
 	"mesh.internal/mesh/resolver/dnsd"
 	"mesh.internal/mesh/resolver/store"
@@ -56,6 +57,7 @@ type daemon struct {
 	keys     keyring
 	book     *join.Book
 	snap     snapshot
+	scripts  *scripts.Runner
 
 	mu       sync.Mutex // guards warnings
 	warnings map[string]string
@@ -100,8 +102,13 @@ func Run(ctx context.Context, opts Options) error {
 	if err := os.MkdirAll(opts.Paths.Run, 0o755); err != nil {
 		return fmt.Errorf("making the directory of the snapshot: %w", err)
 	}
+	subnets, err := c.Subnets()
+	if err != nil {
+		return err
+	}
+	d.scripts = scripts.New(scripts.Config{Dir: filepath.Dir(opts.Paths.Config), Mesh: c.Mesh, Name: c.Name, Interface: c.Interface, Log: d.log})
 	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Connect: c.Connect,
-		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
+		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
 		return err
 	}
 	rc := resolver.Config{Zone: c.Domain, Prefixes: d.prefixes, Signer: signer{id}, Verifier: &d.keys, StateDir: opts.Paths.State,
@@ -135,6 +142,7 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(func(ctx context.Context) error { return d.introduceMore(ctx, changed) })
 		goRun(d.writeSnapshots(d.names.Changed()))
 		goRun(d.names.Run)
+		goRun(func(ctx context.Context) error { d.scripts.Run(ctx); return nil })
 		goRun(d.serveDNS)
 		goRun(d.serveJoin)
 		goRun(d.serveAPI)
@@ -151,6 +159,18 @@ func Run(ctx context.Context, opts Options) error {
 		all = append(all, err)
 	}
 	return errors.Join(all...)
+}
+
+// event hands what happens on the mesh to the scripts.
+func (d *daemon) event(e vpn.Event) {
+	s := scripts.Event{Kind: e.Kind, Node: e.Node}
+	if e.Remote.IsValid() {
+		s.Addr, s.Port = e.Remote.Addr().String(), strconv.Itoa(int(e.Remote.Port()))
+	}
+	if e.Subnet.Prefix.IsValid() {
+		s.Subnet, s.Weight = e.Subnet.Prefix.String(), strconv.Itoa(int(e.Subnet.Weight))
+	}
+	d.scripts.Tell(s)
 }
 
 // endpoints are where the store is.
@@ -264,7 +284,7 @@ func (d *daemon) reload(ctx context.Context) error {
 		old := d.cfg.Load()
 		if c.Name != old.Name || c.Mesh != old.Mesh || c.Domain != old.Domain || c.Prefix != old.Prefix || c.Port != old.Port ||
 			c.Interface != old.Interface || c.MTU != old.MTU || c.Store.Embedded != old.Store.Embedded ||
-			!slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
+			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || !slices.Equal(c.Subnet, old.Subnet) || !slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
 			d.warn("reload", "only public and log_level take effect at once; restart meshd for the rest")
 		}
 		next := *old

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+
+package vpn
+
+import (
+	"context"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"time"
+
+	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/link"
+)
+
+// Neighbours are the nodes to which a tunnel is kept: those in Connect, and a few more that can be reached directly,
+// chosen so that over the whole mesh every node is somebody's choice as often as another. Records spread along these
+// links only, and they are what routes are made of.
+
+const (
+	autoNeighbours = 3                // besides those in Connect
+	trialLasts     = 8 * time.Second  // until then a neighbour must be reached directly
+	trialsEvery    = 20 * time.Second // when there is one already
+	retryFirst     = time.Minute      // of a node that was tried in vain, doubling up to
+	retryLast      = 30 * time.Minute // this
+	settleFor      = 300 * time.Millisecond
+)
+
+// trial is how it went with a node as a neighbour.
+type trial struct {
+	since time.Time // it was chosen, or was last reached directly
+	until time.Time // not again before
+	wait  time.Duration
+}
+
+// isNeighbour reports whether this node keeps a tunnel to name. n.mu is held.
+func (n *Node) isNeighbour(name string) bool { return n.chosen[name] }
+
+// neighbours are all to whom a tunnel is kept from either side and that can be reached now. n.mu is held.
+func (n *Node) neighbours() (out []string) {
+	for name, p := range n.peers {
+		if s := p.Status(); s.Way != (link.Way{}) && (n.chosen[name] || s.Kept) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// choose chooses neighbours, and returns when to look at them again. n.mu is held.
+func (n *Node) choose(now time.Time) (again time.Time) {
+	again = now.Add(tendEvery)
+	at := func(t time.Time) {
+		if t.Before(again) {
+			again = t
+		}
+	}
+	chosen := map[string]bool{}
+	up, public, tried := 0, false, false
+	direct := func(name string) bool {
+		p := n.peers[name]
+		return p != nil && p.Status().Direct
+	}
+	for _, name := range n.cfg.Connect {
+		if n.records[name] != nil && name != n.self {
+			chosen[name] = true
+			if direct(name) {
+				up++
+			}
+			public = public || isPublic(n.records[name])
+		}
+	}
+	names := make([]string, 0, len(n.records))
+	for name := range n.records {
+		if name != n.self && !chosen[name] {
+			names = append(names, name)
+		}
+	}
+	rank := map[string]uint64{}
+	for _, s := range names {
+		h := fnv.New64a()
+		h.Write([]byte(n.self + "\x00" + s))
+		rank[s] = h.Sum64()
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		if rank[a] < rank[b] {
+			return -1
+		}
+		return 1
+	})
+	auto := 0
+	take := func(name string) {
+		t := n.trials[name]
+		if t == nil {
+			t = &trial{}
+			n.trials[name] = t
+		}
+		switch {
+		case direct(name):
+			*t = trial{since: now}
+			up++
+		case now.Before(t.until):
+			at(t.until)
+			return
+		case !n.chosen[name] && up > 0 && (tried || now.Sub(n.lastTrial) < trialsEvery):
+			at(now.Add(trialsEvery))
+			return
+		case !n.chosen[name]:
+			t.since, n.lastTrial, tried = now, now, true
+		case now.Sub(t.since) > trialLasts:
+			t.wait = min(max(2*t.wait, retryFirst), retryLast)
+			t.until = now.Add(t.wait)
+			at(now)
+			return
+		}
+		if up == 0 || t.since != now {
+			at(t.since.Add(trialLasts + time.Millisecond))
+		}
+		chosen[name] = true
+		auto++
+		public = public || isPublic(n.records[name])
+	}
+	for _, name := range names { // what works is kept, in the order of rank
+		if auto < autoNeighbours && direct(name) && n.chosen[name] {
+			take(name)
+		}
+	}
+	for _, name := range names {
+		if !public && auto < autoNeighbours && !chosen[name] && isPublic(n.records[name]) {
+			take(name)
+		}
+	}
+	for _, name := range names {
+		if auto < autoNeighbours && !chosen[name] {
+			take(name)
+		}
+	}
+	was := n.chosen
+	n.chosen = chosen
+	for name := range chosen {
+		if !was[name] {
+			n.refresh(name)
+		}
+		n.activate(name)
+	}
+	for name := range was {
+		if !chosen[name] {
+			n.refresh(name)
+		}
+	}
+	return again
+}
+
+// isPublic reports whether a node says that it is reachable from everywhere.
+func isPublic(r *identity.Record) bool {
+	return len(r.Hosts) > 0 || slices.ContainsFunc(r.Endpoints, func(e netip.AddrPort) bool {
+		a := e.Addr()
+		return a.IsGlobalUnicast() && !a.IsPrivate() && !sharedSpace.Contains(a)
+	})
+}
+
+// sharedSpace is for carrier-grade NAT (RFC 6598).
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+
+// tendEvery is how often neighbours are looked at when nothing happens.
+const tendEvery = 30 * time.Second
+
+// tend keeps neighbours, routes and this node's record up with what the link finds, until ctx ends.
+func (n *Node) tend(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var last []string // neighbours that were reached
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-n.relink:
+			if !sleep(ctx, settleFor/3) { // changes come in bursts
+				return
+			}
+		}
+		n.mu.Lock()
+		now := time.Now()
+		again := n.choose(now)
+		near := n.neighbours()
+		for _, name := range near {
+			if !slices.Contains(last, name) {
+				n.compareWith(name) // it may know others, and want to know ours
+			}
+		}
+		last = near
+		n.announce(0)
+		n.watch(now)
+		n.assign()
+		n.reroute()
+		for name := range n.peers {
+			if n.tell(name) {
+				again = sooner(again, now.Add(tellEvery))
+			}
+		}
+		n.mu.Unlock()
+		timer.Reset(time.Until(again))
+	}
+}
+
+func sooner(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
