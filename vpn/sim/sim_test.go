@@ -3,7 +3,6 @@
 package sim
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -159,9 +158,7 @@ func TestSeed(t *testing.T) {
 	}
 	cfg := Config{Seed: seed, Dir: os.Getenv(dirVar), Packets: os.Getenv(packetsVar) != ""}
 	if os.Getenv(verboseVar) != "" {
-		out := bufio.NewWriter(os.Stdout)
-		defer out.Flush()
-		cfg.Verbose = out
+		cfg.Verbose = os.Stdout
 	}
 	w, err := run(t, cfg, Scenario)
 	if err != nil {
