@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test test-nss race check sim sim-scale fuzz fuzz-nss bench bench-nss deb repro test-deb cross packages clean
+.PHONY: help build demo test test-nss test-net race check sim sim-scale fuzz fuzz-nss bench bench-nss deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,10 @@ test-nss: ## what harms NSS modules, against ours, a naive one in Go and one in 
 	go vet -tags hazard ./libnss_mesh
 	go test -tags hazard -timeout 20m -run 'TestOtherArchitectures|TestGateBites' ./libnss_mesh
 	go run ./cmd/internal/hazard -o docs/nss-hazards.md
+
+test-net: ## nodes against a real router (miniupnpd) and on real LANs, in namespaces; needs root
+	@packaging/needs root go iproute2 nftables miniupnpd-nftables
+	go test -count=1 -timeout 10m ./cmd/internal/nettest
 
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils

@@ -582,3 +582,37 @@ func (r *Resolver) ClaimNode(ctx context.Context, name string, addr netip.Addr, 
 	}
 	return addr, fmt.Errorf("no address of %s is free", r.cfg.Prefixes[0])
 }
+
+// clearMost is how many keys Clear deletes at once: etcd takes 128 operations by default.
+const clearMost = 100
+
+// Clear deletes what an evicted node has left in the store, and with it what was claimed by it or promised to it. It must
+// not be a member any more.
+func (r *Resolver) Clear(ctx context.Context, owner string) error {
+	if r.cfg.Store == nil {
+		return nil
+	}
+	if err := r.waitLoaded(ctx); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	state := r.state.State
+	var ops []store.Op
+	for key, v := range r.values {
+		if strings.HasPrefix(key, owner+"/") || strings.HasPrefix(key, "_claims/") && (v.val.Owner == owner || v.val.For == owner) {
+			ops = append(ops, store.Op{Key: key})
+		}
+	}
+	r.mu.Unlock()
+	if state != "ok" {
+		return fmt.Errorf("the store is %s", state)
+	}
+	var rev int64
+	for part := range slices.Chunk(ops, clearMost) {
+		var err error
+		if rev, err = r.cfg.Store.Commit(ctx, nil, part); err != nil {
+			return err
+		}
+	}
+	return r.WaitRevision(ctx, rev)
+}

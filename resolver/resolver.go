@@ -66,7 +66,7 @@ type Resolver struct {
 type value struct {
 	kv  store.KV
 	val store.Value
-	err error // nil: verified; ErrUnknownOwner: to be tried again when nodes change
+	err error // nil: verified; ErrUnknownOwner and ErrEvicted: to be tried again when nodes change
 }
 
 // StoreState says how things stand with the store.
@@ -112,7 +112,7 @@ func (r *Resolver) State() StoreState {
 	s := r.state
 	s.Revision = r.rev
 	for key, v := range r.values {
-		if v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) && len(s.Refused) < 20 {
+		if v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) && !errors.Is(v.err, store.ErrEvicted) && len(s.Refused) < 20 {
 			s.Refused = append(s.Refused, key+": "+v.err.Error())
 		}
 	}
@@ -130,7 +130,7 @@ func (r *Resolver) SetNodes(nodes []Node) {
 	}
 	for key, v := range r.values {
 		o := v.val.Owner
-		if errors.Is(v.err, store.ErrUnknownOwner) && now[o].Name != "" || now[o].Key != r.nodes[o].Key {
+		if (errors.Is(v.err, store.ErrUnknownOwner) || errors.Is(v.err, store.ErrEvicted)) && now[o].Name != "" || now[o].Key != r.nodes[o].Key {
 			r.check(key, v)
 		}
 	}
@@ -254,7 +254,7 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		}
 		v := &value{kv: c.KV}
 		r.check(c.Key, v)
-		if old != nil && old.err == nil && v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) {
+		if old != nil && old.err == nil && v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) && !errors.Is(v.err, store.ErrEvicted) {
 			r.cfg.Log.Warn("a changed value in the store is not accepted; the last good one stays", "key", c.Key, "err", v.err)
 			continue
 		}

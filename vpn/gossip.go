@@ -4,12 +4,11 @@ package vpn
 
 import (
 	"context"
-	"maps"
-	"math/big"
+	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -17,118 +16,236 @@ import (
 	"mesh.internal/mesh/vpn/identity"
 )
 
-// Node records spread over the mesh itself: a new one is pushed to the neighbours, who push it on if it is new to them
-// too; from time to time neighbours compare what they have (digest), which repairs whatever was lost. Every message is
-// idempotent, and a record is verified before anything is done with it.
+// Node records and tombstones spread over the mesh itself: a new one is pushed once to each neighbour that has not sent
+// it, who pushes it on if it is new there too; from time to time neighbours compare what they have (type digest), which
+// repairs whatever was lost. Every message is idempotent, and a statement is verified before anything is done with it.
+//
+// What is to be pushed to a node waits by its place, not its content, so that only the newest version goes out, and no
+// faster than the queues on the way can take. What a node may make this one do is bounded by its budget.
 
 // message is a control message: CBOR, at most what fits a control packet. Unknown keys are ignored.
 type message struct {
-	Record []byte   `cbor:"1,keyasint,omitempty"` // push: one node record
-	Digest *digest  `cbor:"2,keyasint,omitempty"` // what the sender has
-	Want   []string `cbor:"3,keyasint,omitempty"` // names whose records the sender asks for
-	Cands  [][]byte `cbor:"4,keyasint,omitempty"` // addresses at which the sender may be, and it asks for the receiver's
+	Record    []byte   `cbor:"1,keyasint,omitempty"` // push: a node record
+	Cands     [][]byte `cbor:"4,keyasint,omitempty"` // addresses at which the sender may be, and it asks for the receiver's
+	Tombstone []byte   `cbor:"5,keyasint,omitempty"` // push: a tombstone
+	Sums      *sums    `cbor:"6,keyasint,omitempty"` // what the sender has, summed up
+	List      *list    `cbor:"7,keyasint,omitempty"` // what the sender has, one by one
+	Want      []uint64 `cbor:"8,keyasint,omitempty"` // places of statements that the sender asks for
 }
-
-// digest lists the records that the sender has of all names from From up to but not including To (empty: to the end).
-type digest struct {
-	From  string  `cbor:"1,keyasint,omitempty"`
-	To    string  `cbor:"2,keyasint,omitempty"`
-	Items []entry `cbor:"3,keyasint,omitempty"` // sorted by name
-}
-
-type entry struct {
-	_      struct{} `cbor:",toarray"`
-	Name   string
-	Issued uint64 // of the certificate, see identity.Record.Newer
-	Seq    uint64
-}
-
-const maxEntries = 32 // of a digest, so that with names of average length it fits a packet
 
 var (
 	encMode, _ = cbor.CoreDetEncOptions().EncMode()
 	decMode, _ = cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden,
 		MaxArrayElements: 64, MaxMapPairs: 16, MaxNestedLevels: 6, TagsMd: cbor.TagsForbidden}.DecMode()
-	decRecords, _ = cbor.DecOptions{MaxArrayElements: maxRecords + 16, MaxNestedLevels: 4}.DecMode() // the file of records
+	decFile, _ = cbor.DecOptions{MaxArrayElements: maxRecords + maxTombstones, MaxNestedLevels: 4}.DecMode() // what is kept on disk
 )
 
-func issued(r *identity.Record) uint64 { return new(big.Int).Rsh(r.Node.Serial, 64).Uint64() }
+const (
+	pushEvery   = 100 * time.Millisecond
+	pushes      = 20  // to one node in pushEvery: 1,000 records in 5 s
+	pushesInAll = 128 // in pushEvery: half of what may wait for the engine
 
-// digests returns all that is known, in as many parts as it takes.
-func digests(known []*identity.Record) (out []message) {
-	known = slices.Clone(known)
-	slices.SortFunc(known, func(a, b *identity.Record) int { return strings.Compare(a.Node.Name, b.Node.Name) })
-	from := ""
-	for first := true; first || len(known) > 0; first = false {
-		d := &digest{From: from}
-		size := 64
-		for len(known) > 0 && len(d.Items) < maxEntries && size+len(known[0].Node.Name)+22 < maxControl-controlHead {
-			r := known[0]
-			d.Items = append(d.Items, entry{Name: r.Node.Name, Issued: issued(r), Seq: r.Seq})
-			size += len(r.Node.Name) + 22
-			known = known[1:]
-		}
-		if len(known) > 0 {
-			d.To = known[0].Node.Name
-			from = d.To
-		}
-		out = append(out, message{Digest: d})
-	}
-	return out
+	recheckFirst = 2 * time.Second // after a comparison that found differences; then twice as long each time, until repairEvery
+)
+
+// exchange is how things stand between this node and another. It is guarded by Node.mu.
+type exchange struct {
+	waiting []uint64 // places of what is to be pushed, in order
+	queued  map[uint64]bool
+
+	recheck  time.Time     // when to compare again; zero: as always
+	differed time.Time     // when a difference last made recheck be set,
+	wait     time.Duration // and for how long after
 }
 
-// compare returns the records of ours that the sender of d lacks or has older ones of, and the names it is ahead in.
-func compare(d *digest, known map[string]*identity.Record) (push []*identity.Record, want []string) {
-	theirs := map[string]entry{}
-	for _, e := range d.Items {
-		theirs[e.Name] = e
-		r := known[e.Name]
-		if len(want) < maxEntries && (r == nil || e.Issued > issued(r) || e.Issued == issued(r) && e.Seq > r.Seq) && identity.CheckName(e.Name) == nil {
-			want = append(want, e.Name)
-		}
+// exchange returns how things stand with a node that is known. n.mu is held.
+func (n *Node) exchange(name string) *exchange {
+	x := n.exchanges[name]
+	if x == nil {
+		x = &exchange{queued: map[uint64]bool{}}
+		n.exchanges[name] = x
 	}
-	for name, r := range known {
-		if name < d.From || d.To != "" && name >= d.To {
-			continue
-		}
-		if e, ok := theirs[name]; !ok || issued(r) > e.Issued || issued(r) == e.Issued && r.Seq > e.Seq {
-			push = append(push, r)
-		}
-	}
-	return push, want
+	return x
 }
 
-// flood pushes a record to the neighbours. n.mu is held.
-func (n *Node) flood(r *identity.Record, from string) {
+// flood pushes a statement to the neighbours. n.mu is held.
+func (n *Node) flood(at uint64, from string) {
 	for _, name := range n.neighbours() {
-		if name != from && name != r.Node.Name {
-			n.send(name, message{Record: r.Bytes()})
+		if name != from && at != place(kindRecord, name) { // a node knows its own record best
+			n.push(name, at)
 		}
 	}
 }
 
-// repair compares records with a neighbour now and then, at first with all of them.
-func (n *Node) repair(ctx context.Context) {
-	wait := time.Duration(0)
-	for first := true; sleep(ctx, wait); first = false {
-		n.mu.Lock()
-		near := n.neighbours()
-		if !first && len(near) > 1 {
-			near = []string{near[rand.N(len(near))]}
+// push sends statements to a node, soon. n.mu is held.
+func (n *Node) push(name string, places ...uint64) {
+	x := n.exchange(name)
+	for _, at := range places {
+		if _, ok := n.known.get(at); ok && !x.queued[at] {
+			x.queued[at] = true
+			x.waiting = append(x.waiting, at)
 		}
-		for _, name := range near {
-			n.compareWith(name)
+	}
+	poke(n.outgoing)
+}
+
+// spread pushes what waits until ctx ends, and takes the tunnels of evicted nodes away.
+func (n *Node) spread(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.outgoing:
+		}
+		for more := true; more; {
+			more = n.pushSome()
+			if !sleep(ctx, pushEvery) {
+				return
+			}
+		}
+	}
+}
+
+// pushSome pushes what may be pushed now, and reports whether it is to be called again.
+func (n *Node) pushSome() (more bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	room := pushesInAll
+	for name, x := range n.exchanges { // in another order each time
+		for k := 0; len(x.waiting) > 0 && k < pushes && room > 0; k++ {
+			at := x.waiting[0]
+			x.waiting = x.waiting[1:]
+			delete(x.queued, at)
+			s, ok := n.known.get(at)
+			if !ok {
+				continue
+			}
+			m := message{Record: s.raw}
+			if s.kind == kindTombstone {
+				m = message{Tombstone: s.raw}
+			}
+			n.send(name, m)
+			room--
+		}
+		if len(x.waiting) == 0 {
+			x.waiting = nil // the array is not kept
+		} else {
+			more = true
+		}
+	}
+	return n.part() || more
+}
+
+// repair compares what is known with the neighbours that this node has chosen, now and then; sooner with whom there
+// were differences.
+func (n *Node) repair(ctx context.Context) {
+	var next time.Time
+	for {
+		now := time.Now()
+		n.mu.Lock()
+		all := !now.Before(next)
+		if all {
+			next = now.Add(repairEvery*3/4 + rand.N(repairEvery/2))
+		}
+		wake := next
+		for name := range n.peers {
+			x := n.exchanges[name]
+			due := x != nil && !x.recheck.IsZero() && !now.Before(x.recheck)
+			if due || all && n.isNeighbour(name) {
+				n.compareWith(name)
+			}
+			if x != nil && !x.recheck.IsZero() && x.recheck.Before(wake) {
+				wake = x.recheck
+			}
 		}
 		n.mu.Unlock()
-		wait = repairEvery*3/4 + rand.N(repairEvery/2)
+		t := time.NewTimer(time.Until(wake))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-n.differ:
+			t.Stop()
+		case <-t.C:
+		}
 	}
 }
 
-// compareWith sends a node what is known here, which it answers with what differs. n.mu is held.
+// compareWith begins a comparison with a node. n.mu is held.
 func (n *Node) compareWith(name string) {
-	for _, d := range digests(slices.Collect(maps.Values(n.records))) {
-		n.send(name, d)
+	n.exchange(name).recheck = time.Time{}
+	n.send(name, n.known.whole())
+}
+
+// differs notes that a node knows something else than this one, so that they compare again. n.mu is held.
+func (n *Node) differs(name string) {
+	x, now := n.exchange(name), time.Now()
+	if !x.recheck.IsZero() {
+		return
 	}
+	if x.wait *= 2; x.wait < recheckFirst || now.Sub(x.differed) > 2*repairEvery {
+		x.wait = recheckFirst
+	}
+	x.wait = min(x.wait, repairEvery)
+	x.differed = now
+	x.recheck = now.Add(x.wait)
+	poke(n.differ)
+}
+
+// budgets say how much nodes may make this one do. A unit is about what a message costs that is passed over.
+type budgets struct {
+	mu sync.Mutex
+	of map[netip.Addr]*budget // by inner address: as many as there are tunnels
+}
+
+type budget struct {
+	left float64
+	at   time.Time
+}
+
+const (
+	budgetMost   = 600 // units
+	budgetRefill = 400 // units a second, twice what a neighbour pushes
+
+	costVerify = 20 // of a statement that was verified and no news
+	costAnswer = 4  // of each message that a comparison is answered with
+	costWalk   = 64 // statements that a comparison walks over for one unit
+)
+
+// allow reports whether there is anything left for this node, and takes a unit.
+func (b *budgets) allow(from netip.Addr, now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.of == nil {
+		b.of = map[netip.Addr]*budget{}
+	}
+	x := b.of[from]
+	if x == nil {
+		x = &budget{left: budgetMost, at: now}
+		b.of[from] = x
+	}
+	x.left = min(budgetMost, x.left+budgetRefill*now.Sub(x.at).Seconds())
+	x.at = now
+	if x.left < 1 {
+		return false
+	}
+	x.left--
+	return true
+}
+
+// charge takes what a message cost beyond the first unit; the next ones pay for what is not there.
+func (b *budgets) charge(from netip.Addr, units int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if x := b.of[from]; x != nil {
+		x.left -= float64(units)
+	}
+}
+
+func (b *budgets) forget(from netip.Addr) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.of, from)
 }
 
 // control is a control packet that came in.
@@ -137,8 +254,12 @@ type control struct {
 	payload []byte
 }
 
-// enqueue copies a control packet for read; when too many wait, it is dropped, and repair makes up for it.
+// enqueue copies a control packet for read; when too many wait, or the sender has used its budget up, it is dropped, and
+// repair makes up for it.
 func (n *Node) enqueue(from netip.Addr, payload []byte) {
+	if !n.budgets.allow(from, time.Now()) {
+		return
+	}
 	select {
 	case n.inbox <- control{from, slices.Clone(payload)}:
 	default:
@@ -152,54 +273,90 @@ func (n *Node) read(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case c := <-n.inbox:
-			n.receive(c.from, c.payload)
+			n.budgets.charge(c.from, n.receive(c.from, c.payload))
 		}
 	}
 }
 
-// receive takes a control message from the node that has this address.
-func (n *Node) receive(from netip.Addr, payload []byte) {
+// receive takes a control message from the node that has this address, and returns what it has cost.
+func (n *Node) receive(from netip.Addr, payload []byte) (cost int) {
 	var m message
 	if err := decMode.Unmarshal(payload, &m); err != nil {
 		n.cfg.Log.Debug("a control message is malformed", "endpoint", from.String(), "err", err)
-		return
+		return costVerify
 	}
 	n.mu.Lock()
 	sender := n.byAddr[from]
 	n.mu.Unlock()
 	if sender == "" {
-		return
+		return costVerify
 	}
-	if len(m.Record) > 0 {
-		if err := n.learn(m.Record, sender); err != nil {
-			n.cfg.Log.Warn("a node record is not accepted", "peer", sender, "err", err)
-		}
-	}
-	if m.Digest == nil && len(m.Want) == 0 && m.Cands == nil {
-		return
-	}
+	cost += n.take(m.Record, sender, n.learn)
+	cost += n.take(m.Tombstone, sender, n.bury)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if m.Cands != nil && n.records[sender] != nil {
+	if n.records[sender] == nil {
+		return cost // it was evicted just now
+	}
+	if m.Cands != nil {
 		n.suggest(sender, decodeAddrs(m.Cands))
 		if n.peers[sender] != nil {
 			n.tell(sender)
 		}
+		cost += costAnswer
 	}
-	if m.Digest != nil && len(m.Digest.Items) <= 64 {
-		push, want := compare(m.Digest, n.records)
-		for _, r := range push {
-			n.send(sender, message{Record: r.Bytes()})
+	if s := m.Sums; s != nil && s.Span.valid() {
+		say, push := n.known.compare(s)
+		for _, a := range say {
+			n.send(sender, a)
 		}
+		n.push(sender, push...)
+		if len(say)+len(push) > 0 {
+			n.differs(sender)
+		}
+		cost += len(n.known.in(s.Span))/costWalk + costAnswer*len(say)
+	}
+	if l := m.List; l != nil {
+		push, want := n.known.compareList(l)
+		n.push(sender, push...)
 		if len(want) > 0 {
 			n.send(sender, message{Want: want})
 		}
-	}
-	for _, name := range m.Want[:min(len(m.Want), maxEntries)] {
-		if r := n.records[name]; r != nil {
-			n.send(sender, message{Record: r.Bytes()})
+		if len(push)+len(want) > 0 {
+			n.differs(sender)
 		}
+		cost += len(push)/costWalk + costAnswer
 	}
+	n.push(sender, m.Want[:min(len(m.Want), maxEntries)]...)
+	return cost
+}
+
+// take gives a statement that a node has pushed to learn or bury, unless it is known, and returns what that has cost.
+func (n *Node) take(raw []byte, sender string, f func(raw []byte, from string) (news bool, err error)) (cost int) {
+	if len(raw) == 0 {
+		return 0
+	}
+	n.mu.Lock()
+	at, known := n.known.has(raw)
+	if x := n.exchanges[sender]; known && x != nil && x.queued[at] { // it has what was to be pushed to it
+		delete(x.queued, at)
+		x.waiting = slices.DeleteFunc(x.waiting, func(w uint64) bool { return w == at })
+	}
+	n.mu.Unlock()
+	if known {
+		return 0
+	}
+	news, err := f(raw, sender)
+	switch {
+	case errors.Is(err, errEvicted):
+		n.cfg.Log.Debug("a node record is not accepted", "peer", sender, "err", err)
+	case err != nil:
+		n.cfg.Log.Warn("a statement is not accepted", "peer", sender, "err", err)
+	}
+	if !news {
+		return costVerify
+	}
+	return 0
 }
 
 // send puts a message into the tunnel to a node. n.mu is held.
@@ -208,13 +365,18 @@ func (n *Node) send(to string, m message) {
 	if r == nil || n.seam == nil || n.activate(to) == nil {
 		return
 	}
-	dst, ok := addr6(r.Node)
-	if !ok {
-		return
-	}
 	b, err := encMode.Marshal(m)
 	if err != nil {
 		n.cfg.Log.Error("encoding a control message", "err", err)
+		return
+	}
+	n.inject(r.Node, b)
+}
+
+// inject puts an encoded message into the tunnel to a node. n.mu is held.
+func (n *Node) inject(to identity.Node, b []byte) {
+	dst, ok := addr6(to)
+	if !ok || n.seam == nil {
 		return
 	}
 	if p := packet(n.addr6, dst, b); p != nil {

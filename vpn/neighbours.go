@@ -190,6 +190,7 @@ func (n *Node) tend(ctx context.Context) {
 		}
 		last = near
 		n.announce(0)
+		again = n.stream(now, again)
 		n.watch(now)
 		n.assign()
 		n.reroute()

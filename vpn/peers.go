@@ -23,7 +23,10 @@ type member struct {
 	since time.Time                    // it is a peer
 	up    bool                         // it was reached, and that was told
 	down  bool                         // the router of a subnet, and cannot be reached
-	hosts []netip.AddrPort             // its public names, resolved
+
+	wanted              bool // a stream
+	udpSince, noneSince time.Time
+	hosts               []netip.AddrPort // its public names, resolved
 }
 
 const (
@@ -120,14 +123,17 @@ func (n *Node) activate(name string) *link.Peer {
 // deactivate ends being a peer. n.mu is held.
 func (n *Node) deactivate(name string) {
 	p := n.peers[name]
-	if p == nil {
+	if p == nil || n.engine == nil {
 		return
 	}
 	if err := n.engine.remove(n.records[name].WG); err != nil {
 		n.cfg.Log.Warn("the tunnel cannot be taken down", "peer", name, "err", err)
 	}
+	n.streams.Want(name, nil, false)
 	n.link.Forget(p)
 	delete(n.peers, name)
+	n.members[name].wanted = false
+	delete(n.exchanges, name) // what it lacks, a comparison finds again
 	n.setOwners()
 }
 
@@ -177,7 +183,7 @@ func (n *Node) suggest(name string, addrs []netip.AddrPort) {
 	now := time.Now()
 	var fresh []netip.AddrPort
 	for _, a := range addrs {
-		if !usable(a) {
+		if !probeable(a) {
 			continue
 		}
 		if _, ok := m.cands[a]; !ok && len(m.cands) >= maxCands {
@@ -198,10 +204,10 @@ func (n *Node) suggest(name string, addrs []netip.AddrPort) {
 	}
 }
 
-// usable reports whether an address may be probed on somebody's word: never this machine's own or everybody's.
-func usable(a netip.AddrPort) bool {
+// probeable reports whether an address may be probed on somebody's word: never this machine's own or everybody's.
+func probeable(a netip.AddrPort) bool {
 	ip := a.Addr()
-	return a.IsValid() && a.Port() != 0 && !ip.IsLoopback() && !ip.IsMulticast() && !ip.IsUnspecified() && ip.Zone() == "" && ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return a.IsValid() && a.Port() != 0 && !ip.IsLoopback() && !ip.IsMulticast() && !ip.IsUnspecified() && ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 // Suggest takes an address at which a node was seen, as on the same LAN. It is used when it has answered.
@@ -252,7 +258,7 @@ func decodeAddrs(all [][]byte) (out []netip.AddrPort) {
 	for _, b := range all[:min(len(all), maxCands)] {
 		var a netip.AddrPort
 		if a.UnmarshalBinary(b) == nil {
-			out = append(out, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+			out = append(out, netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())) // a zone is of the other machine
 		}
 	}
 	return out

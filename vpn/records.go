@@ -53,18 +53,27 @@ func compareNames(a, b *identity.Record) int {
 }
 
 // Learn takes a node record from anywhere.
-func (n *Node) Learn(record []byte) error { return n.learn(record, "") }
+func (n *Node) Learn(record []byte) error {
+	_, err := n.learn(record, "")
+	return err
+}
 
-func (n *Node) learn(b []byte, from string) error {
+func (n *Node) learn(b []byte, from string) (news bool, err error) {
 	r, err := n.cfg.Identity.CA.ParseRecord(b)
 	if err != nil {
-		return err
+		return false, err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if t := n.tombstones[r.Node.Name]; t.Voids(r.Node) {
+		if from != "" {
+			n.push(from, place(kindTombstone, t.Name)) // which it seems to lack
+		}
+		return false, fmt.Errorf("%w: %s", errEvicted, t)
+	}
 	old := n.records[r.Node.Name]
 	if old != nil && !r.Newer(old) {
-		return nil
+		return false, nil
 	}
 	if r.Node.Name == n.self {
 		if r.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) > 0 {
@@ -72,20 +81,20 @@ func (n *Node) learn(b []byte, from string) error {
 		} else if old != nil && r.Node.Serial.Cmp(old.Node.Serial) == 0 {
 			n.announce(r.Seq) // our own from before the disk was lost: go on from there
 		}
-		return nil
+		return false, nil
 	}
 	if old == nil && len(n.records) >= maxRecords {
-		return fmt.Errorf("%d nodes are known already, more are not taken", maxRecords)
+		return false, fmt.Errorf("%d nodes are known already, more are not taken", maxRecords)
 	}
 	if err := n.adopt(r); err != nil {
-		return err
+		return false, err
 	}
 	if old == nil {
 		n.cfg.Log.Info("a node is known", "peer", r.Node.Name, "addrs", r.Node.Addrs)
 	}
 	n.note()
-	n.flood(r, from)
-	return nil
+	n.flood(place(kindRecord, r.Node.Name), from)
+	return true, nil
 }
 
 // note says that records have changed. n.mu is held.
@@ -119,6 +128,9 @@ func (n *Node) adopt(r *identity.Record) error {
 	}
 	m.id = id
 	n.records[name], n.byID[id] = r, name
+	if !n.tombstones[name].Voids(r.Node) { // this node's own
+		n.known.put(recordStatement(r))
+	}
 	for _, a := range r.Node.Addrs {
 		n.byAddr[a] = name
 	}
@@ -139,6 +151,11 @@ func (n *Node) announce(after uint64) {
 			eps = append(eps, ap)
 		} else {
 			hosts = append(hosts, p)
+		}
+	}
+	for _, a := range n.mapped() {
+		if !slices.Contains(eps, a) {
+			eps = append(eps, a)
 		}
 	}
 	locals, err := n.cfg.Locals()
@@ -168,7 +185,7 @@ func (n *Node) announce(after uint64) {
 	}
 	n.adopt(r)
 	n.note()
-	n.flood(r, "")
+	n.flood(place(kindRecord, n.self), "")
 }
 
 // pacer bounds how often links are announced: a few at once, then one per linksEvery.
@@ -200,10 +217,13 @@ func (n *Node) SetPublic(public []string) {
 	n.announce(0)
 }
 
-func (n *Node) file() string { return filepath.Join(n.cfg.StateDir, "records.cbor") }
+const recordsFile = "records.cbor"
+
+func (n *Node) file() string { return filepath.Join(n.cfg.StateDir, recordsFile) }
 
 // load takes the records that the last run has kept. n.mu is held.
 func (n *Node) load() {
+	n.loadTombstones()
 	for _, r := range n.records { // learnt before Run
 		if err := n.adopt(r); err != nil {
 			n.cfg.Log.Warn("a node record is not accepted", "peer", r.Node.Name, "err", err)
@@ -215,7 +235,7 @@ func (n *Node) load() {
 	}
 	var all [][]byte
 	if err == nil {
-		err = decRecords.Unmarshal(b, &all)
+		err = decFile.Unmarshal(b, &all)
 	}
 	if err != nil {
 		n.cfg.Log.Warn("the known nodes on disk cannot be read and are set aside; gossip brings them back", "file", n.file()+".bad", "err", err)
@@ -224,6 +244,9 @@ func (n *Node) load() {
 	}
 	for _, b := range all {
 		r, err := n.cfg.Identity.CA.ParseRecord(b)
+		if err == nil && n.tombstones[r.Node.Name].Voids(r.Node) && r.Node.Name != n.self {
+			continue
+		}
 		if err == nil && (n.records[r.Node.Name] == nil || r.Newer(n.records[r.Node.Name])) {
 			err = n.adopt(r)
 		}
@@ -246,6 +269,9 @@ func (n *Node) save(ctx context.Context) {
 			}
 		case <-n.dirty:
 		}
+		if err := n.saveTombstones(); err != nil {
+			n.cfg.Log.Error("the evicted nodes are not kept on disk", "err", err)
+		}
 		if err := SaveRecords(n.cfg.StateDir, n.Records()); err != nil {
 			n.cfg.Log.Warn("the known nodes are not kept on disk", "err", err)
 		}
@@ -259,18 +285,23 @@ func SaveRecords(dir string, records []*identity.Record) error {
 	for _, r := range records {
 		all = append(all, r.Bytes())
 	}
+	return saveList(dir, recordsFile, all)
+}
+
+// saveList replaces a file as a whole.
+func saveList(dir, name string, all [][]byte) error {
 	b, err := encMode.Marshal(all)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".records-*")
+	f, err := os.CreateTemp(dir, "."+name+"-*")
 	if err != nil {
 		return fmt.Errorf("keeping the known nodes: %w", err)
 	}
 	defer os.Remove(f.Name())
 	_, err = f.Write(b)
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, "records.cbor"))
+		err = os.Rename(f.Name(), filepath.Join(dir, name))
 	}
 	if err != nil {
 		return fmt.Errorf("keeping the known nodes: %w", err)

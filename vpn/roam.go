@@ -36,6 +36,7 @@ func (n *Node) move(ctx context.Context, moved <-chan struct{}) {
 		n.mu.Unlock()
 		n.cfg.Log.Info("this machine's addresses have changed", "addrs", now)
 		l.Moved()
+		n.pokeDiscovery()
 	}
 }
 

@@ -4,6 +4,7 @@ package vpn
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -33,7 +34,8 @@ func (n *Node) tellEvent(e Event) {
 // owners says whose an address is.
 type owners struct {
 	addrs   map[netip.Addr]*link.Peer // of peers
-	subnets []owned                   // the longest first
+	names   map[string]*link.Peer
+	subnets []owned // the longest first
 }
 
 type owned struct {
@@ -67,7 +69,7 @@ func (o *owners) subnet(a netip.Addr) string {
 
 // setOwners makes the table of whose which address is anew. n.mu is held.
 func (n *Node) setOwners() {
-	o := &owners{addrs: map[netip.Addr]*link.Peer{}}
+	o := &owners{addrs: map[netip.Addr]*link.Peer{}, names: maps.Clone(n.peers)}
 	for name, p := range n.peers {
 		for _, a := range n.records[name].Node.Addrs {
 			o.addrs[a] = p

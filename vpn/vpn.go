@@ -26,8 +26,12 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/lan"
 	"mesh.internal/mesh/vpn/link"
 	"mesh.internal/mesh/vpn/netif"
+	"mesh.internal/mesh/vpn/portmap"
+	"mesh.internal/mesh/vpn/stream"
+	"mesh.internal/mesh/vpn/tcp"
 )
 
 // Config is what a Node needs.
@@ -52,7 +56,12 @@ type Config struct {
 	// Tests: instead of netif.Watch; nil with a TUN: addresses do not change.
 	Watch func(ctx context.Context, changed func()) error
 	// Tests in a bubble of testing/synctest: gets each of the engine's peers, to keep it from the garbage collector.
-	Retain    func(peer any)
+	Retain func(peer any)
+
+	PortMap bool     // asks routers to let others in
+	LAN     bool     // finds nodes on the same link
+	Dial    tcp.Dial // how streams are begun; nil: directly
+
 	IdleAfter time.Duration // tests: how long a tunnel that nobody needs is kept; 0: five minutes
 }
 
@@ -73,37 +82,56 @@ type Node struct {
 	relink    chan struct{} // capacity 1: links, records or ways have changed
 	rerouted  chan struct{} // capacity 1: subnets have other routers
 	dirty     chan struct{} // capacity 1: records.cbor is behind
+	outgoing  chan struct{} // capacity 1: something is to be pushed
+	differ    chan struct{} // capacity 1: a comparison is due sooner
+
+	budgets budgets    // has its own lock
+	saving  sync.Mutex // held while evicted.cbor is written; taken before mu
 
 	owners atomic.Pointer[owners] // replaced as a whole
 
-	mu        sync.Mutex // guards the fields below; taken before the link's and the seam's
-	changed   chan struct{}
-	records   map[string]*identity.Record // by name, this node's too
-	members   map[string]*member          // the same names
-	byAddr    map[netip.Addr]string
-	byID      map[link.ID]string
-	peers     map[string]*link.Peer
-	chosen    map[string]bool // neighbours of this node's choice
-	trials    map[string]*trial
-	lastTrial time.Time
-	routers   map[netip.Prefix]string // of subnets, as the engine knows
-	weights   map[netip.Prefix]uint16 // of those subnets
-	routes    *routes
-	said      pacer // of this node's record
-	seam      *seam // nil unless Run runs
-	engine    *engine
-	link      *link.Link
-	public    []string
+	streams  *stream.Streams
+	streamMu sync.Mutex      // guards streamUp; taken after mu
+	streamUp map[string]bool // whose stream has come or gone since tend looked
+
+	mu         sync.Mutex // guards the fields below; taken before the link's and the seam's
+	changed    chan struct{}
+	records    map[string]*identity.Record    // by name, this node's too
+	members    map[string]*member             // the same names
+	tombstones map[string]*identity.Tombstone // by name
+	known      digest                         // records and tombstones
+	exchanges  map[string]*exchange           // by name
+	parting    []parting
+	unsaved    bool // evicted.cbor is behind
+	byAddr     map[netip.Addr]string
+	byID       map[link.ID]string
+	peers      map[string]*link.Peer
+	chosen     map[string]bool // neighbours of this node's choice
+	trials     map[string]*trial
+	lastTrial  time.Time
+	routers    map[netip.Prefix]string // of subnets, as the engine knows
+	weights    map[netip.Prefix]uint16 // of those subnets
+	routes     *routes
+	said       pacer // of this node's record
+	seam       *seam // nil unless Run runs
+	mapper     *portmap.Mapper
+	finder     *lan.Finder
+	engine     *engine
+	link       *link.Link
+	public     []string
 }
 
 // New prepares a node.
 func New(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, self: cfg.Identity.Node.Name, public: cfg.Public,
 		ready: make(chan struct{}), changed: make(chan struct{}), inbox: make(chan control, maxQueued), strangers: make(chan stranger, maxStranger),
-		relink: make(chan struct{}, 1), rerouted: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
+		relink: make(chan struct{}, 1), rerouted: make(chan struct{}, 1), dirty: make(chan struct{}, 1), outgoing: make(chan struct{}, 1), differ: make(chan struct{}, 1),
+		tombstones: map[string]*identity.Tombstone{}, exchanges: map[string]*exchange{},
 		records: map[string]*identity.Record{}, members: map[string]*member{}, byAddr: map[netip.Addr]string{}, byID: map[link.ID]string{},
 		peers: map[string]*link.Peer{}, chosen: map[string]bool{}, trials: map[string]*trial{}, routers: map[netip.Prefix]string{}, weights: map[netip.Prefix]uint16{}}
 	n.owners.Store(&owners{})
+	n.streamUp = map[string]bool{}
+	n.streams = stream.New(stream.Config{Identity: cfg.Identity, Dial: cfg.Dial, Receive: n.streamed, Changed: n.streamChanged, Log: cfg.Log})
 	var ok bool
 	if n.addr6, ok = addr6(cfg.Identity.Node); !ok {
 		return nil, fmt.Errorf("the certificate of %s has no IPv6 address: ask for a new invitation and join again", n.self)
@@ -154,6 +182,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	l := link.New(bind, n.cfg.Identity.WG, n.cfg.MTU+sealed)
 	l.SetRelay(!n.cfg.NoRelay, n.cfg.RelayRate)
 	l.Stranger = n.knock
+	l.Stream = n.streams.Send
 	l.Changed = func(*link.Peer) { poke(n.relink) }
 	e, err := newEngine(s, l, n.cfg.Identity.WG, n.cfg.Port, n.cfg.Log)
 	if err != nil {
@@ -171,8 +200,10 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	failed := make(chan error, 1)
 	moved := make(chan struct{}, 1)
 	wg.Go(func() { l.Run(ctx) })
+	wg.Go(func() { n.streams.Run(ctx) })
 	wg.Go(func() { n.read(ctx) })
 	wg.Go(func() { n.repair(ctx) })
+	wg.Go(func() { n.spread(ctx) })
 	wg.Go(func() { n.resolve(ctx) })
 	wg.Go(func() { n.move(ctx, moved) })
 	wg.Go(func() { n.save(ctx) })
@@ -181,6 +212,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.sweep(ctx) })
 	if n.cfg.TUN == nil {
 		wg.Go(func() { n.route(ctx) })
+		if err := n.discover(ctx, &wg); err != nil {
+			n.cfg.Log.Warn("nodes on the same network are not looked for", "err", err)
+		}
 	}
 	if n.cfg.Watch != nil {
 		wg.Go(func() {

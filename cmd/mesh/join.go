@@ -261,7 +261,7 @@ func (a *app) joinCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("what the inviter says of the mesh does not work here: mesh.toml:%w", err)
 			}
-			if err := vpn.SaveRecords(a.paths.State, r.Records); err != nil {
+			if err := errors.Join(vpn.SaveRecords(a.paths.State, r.Records), vpn.SaveTombstones(a.paths.State, r.Evicted)); err != nil {
 				return err
 			}
 			if err := a.save(&c, r.Identity); err != nil {

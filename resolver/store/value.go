@@ -35,13 +35,17 @@ type Signer interface {
 	Sign(msg []byte) ([]byte, error)
 }
 
-// Verifier knows the members' keys. Verify's error is ErrUnknownOwner as long as owner is not known.
+// Verifier knows the members' keys. Verify's error is ErrUnknownOwner as long as owner is not known, and ErrEvicted where
+// owner is no member any more.
 type Verifier interface {
 	Verify(owner string, msg, sig []byte) error
 }
 
 // ErrUnknownOwner means that a signature cannot be checked yet: its owner's certificate has not been seen.
 var ErrUnknownOwner = errors.New("the owner is not known yet")
+
+// ErrEvicted means that a value is nobody's: its owner was evicted.
+var ErrEvicted = errors.New("the owner was evicted")
 
 // message is what is signed.
 func message(key string, line []byte) []byte {

@@ -271,6 +271,9 @@ type Identity struct {
 	Key   *ecdsa.PrivateKey   // signs records and names, serves TLS
 	WG    *ecdh.PrivateKey    // X25519, the WireGuard key
 	Node  Node                // what the leaf says
+
+	// Evicted, if set before TLS is called, refuses members that were evicted. It must be safe for concurrent use.
+	Evicted func(Node) bool
 }
 
 // NewKeys makes the two keys of a node.
@@ -313,8 +316,9 @@ func (n Node) VerifySignature(msg, sig []byte) error {
 	return nil
 }
 
-// TLS is the configuration, for both sides, of connections between members: TLS 1.3, both certificates of this mesh.
-// Servers that admit strangers (joining) loosen ClientAuth themselves.
+// TLS is the configuration, for both sides, of connections between members: TLS 1.3, both certificates of this mesh, of
+// nodes that were not evicted when the connection began. Servers that admit strangers (joining) loosen ClientAuth
+// themselves.
 func (id *Identity) TLS() *tls.Config {
 	roots := x509.NewCertPool()
 	roots.AddCert(id.CA.Cert)
@@ -322,13 +326,25 @@ func (id *Identity) TLS() *tls.Config {
 	for _, c := range id.Chain {
 		cert.Certificate = append(cert.Certificate, c.Raw)
 	}
-	return &tls.Config{
+	cfg := &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		RootCAs:      roots,
 		ClientCAs:    roots,
 		ClientAuth:   tls.RequireAndVerifyClientCert,
 		MinVersion:   tls.VersionTLS13,
 	}
+	if evicted := id.Evicted; evicted != nil {
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error { // unlike VerifyPeerCertificate also of resumed sessions
+			if len(cs.PeerCertificates) == 0 {
+				return nil
+			}
+			if n, err := nodeOf(cs.PeerCertificates[0]); err == nil && evicted(n) {
+				return fmt.Errorf("%s was evicted from the mesh", n.Name)
+			}
+			return nil
+		}
+	}
+	return cfg
 }
 
 // Fingerprint is how a key appears in logs: the first 8 hexadecimal digits of its SHA-256.

@@ -22,6 +22,7 @@ type Invitation struct {
 	SecretHash string     `json:"secret_hash"`
 	Name       string     `json:"name"`
 	Addr       netip.Addr `json:"addr"` // IPv4, claimed for the new node
+	Made       time.Time  `json:"made"`
 	Expires    time.Time  `json:"expires"`
 	UsedBy     string     `json:"used_by,omitempty"` // SHA-256 of the key that redeemed it
 }
@@ -53,7 +54,7 @@ func (b *Book) Add(secret [16]byte, name string, addr netip.Addr, expires time.T
 			kept = append(kept, i)
 		}
 	}
-	return b.save(append(kept, Invitation{SecretHash: hashSecret(secret[:]), Name: name, Addr: addr, Expires: expires}))
+	return b.save(append(kept, Invitation{SecretHash: hashSecret(secret[:]), Name: name, Addr: addr, Made: time.Now(), Expires: expires}))
 }
 
 // Open returns the invitations that have neither been used nor expired.

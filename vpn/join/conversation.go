@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -34,9 +35,10 @@ const (
 type Server struct {
 	Identity *identity.Identity // with the mesh's key
 	Book     *Book
-	Mesh     func() Mesh               // what a new node is told
-	Records  func() []*identity.Record // whom it gets to know at once
-	Learn    func(record []byte) error // takes the new node's record
+	Mesh     func() Mesh                  // what a new node is told
+	Records  func() []*identity.Record    // whom it gets to know at once
+	Evicted  func() []*identity.Tombstone // and of whom it takes nothing, the latest first
+	Learn    func(record []byte) error    // takes the new node's record
 	Log      *slog.Logger
 }
 
@@ -133,6 +135,14 @@ func (s *Server) welcome(h hello) (welcome, string, error) {
 	if err != nil {
 		return welcome{}, "", err
 	}
+	evicted := s.Evicted()
+	var tomb *identity.Tombstone
+	if i := slices.IndexFunc(evicted, func(t *identity.Tombstone) bool { return t.Name == inv.Name }); i >= 0 {
+		tomb = evicted[i]
+	}
+	if tomb != nil && !inv.Made.After(tomb.At) { // also one that this very key has used: or who was evicted would be back at once
+		return welcome{}, inv.Name, refusal{tomb.String() + ", after this invitation was made; ask for a new one"}
+	}
 	a6, err := s.Identity.CA.Addr6(pub)
 	if err != nil {
 		return welcome{}, inv.Name, err
@@ -142,8 +152,18 @@ func (s *Server) welcome(h hello) (welcome, string, error) {
 	if err != nil {
 		return welcome{}, inv.Name, err
 	}
+	if leaf := (identity.Node{Name: inv.Name, Serial: cert.SerialNumber}); tomb.Voids(leaf) {
+		return welcome{}, inv.Name, refusal{"the inviter's clock is behind: by it " + tomb.Name + " is yet to be evicted; it must be set"}
+	}
 	w := welcome{Chain: [][]byte{cert.Raw}, Root: s.Identity.CA.Cert.Raw, Mesh: m}
 	room := maxFrame - 4096
+	for _, t := range evicted {
+		if len(t.Bytes())+8 > room-maxFrame*3/4 { // a quarter is theirs
+			break
+		}
+		room -= len(t.Bytes()) + 8
+		w.Evicted = append(w.Evicted, t.Bytes())
+	}
 	for _, r := range s.Records() { // the inviter's own comes first; what does not fit, gossip brings
 		if room -= len(r.Bytes()) + 8; room < 0 {
 			break
@@ -158,6 +178,7 @@ type Result struct {
 	Identity *identity.Identity
 	Mesh     Mesh
 	Records  []*identity.Record
+	Evicted  []*identity.Tombstone
 }
 
 // Join redeems t for a node with these keys. It tries the token's endpoints in turn and returns the inviter's refusal,
@@ -228,6 +249,13 @@ func joinAt(ctx context.Context, endpoint string, t Token, key *ecdsa.PrivateKey
 			return nil, fmt.Errorf("the inviter sent a bad node record: %w", err)
 		}
 		res.Records = append(res.Records, r)
+	}
+	for _, b := range w.Evicted {
+		t, err := ca.ParseTombstone(b)
+		if err != nil {
+			return nil, fmt.Errorf("the inviter sent a bad tombstone: %w", err)
+		}
+		res.Evicted = append(res.Evicted, t)
 	}
 	rec, err := res.Identity.Record(uint64(time.Now().UnixMilli()), identity.Said{})
 	if err != nil {

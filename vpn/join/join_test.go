@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -28,6 +30,7 @@ type inviter struct {
 
 	mu      sync.Mutex
 	learned [][]byte
+	evicted []*identity.Tombstone
 }
 
 func newNode(t testing.TB, ca *identity.CA, name, v4 string) *identity.Identity {
@@ -71,6 +74,11 @@ func newInviter(t testing.TB) *inviter {
 			return Mesh{Name: "mesh", Domain: "mesh.internal", Prefix: "10.11.0.0/16", Inviter: "spencer"}
 		},
 		Records: func() []*identity.Record { return []*identity.Record{own} },
+		Evicted: func() []*identity.Tombstone {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			return v.evicted
+		},
 		Learn: func(b []byte) error {
 			v.mu.Lock()
 			defer v.mu.Unlock()
@@ -162,6 +170,80 @@ func TestRefused(t *testing.T) {
 	})
 }
 
+// TestEvicted lets who was evicted come back: with the invitation it once used, with one that it had not used yet, and
+// with a new one. Whoever joins learns of all who were evicted.
+func TestEvicted(t *testing.T) {
+	v := newInviter(t)
+	key, wg, _ := identity.NewKeys()
+	first, err := Join(t.Context(), v.token, key, wg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unused := v.token
+	unused.Secret = NewSecret()
+	if err := v.book.Add(unused.Secret, "bkero", netip.MustParseAddr("10.11.0.2"), unused.Expires); err != nil {
+		t.Fatal(err)
+	}
+	evict := func(n identity.Node, at time.Time) {
+		tomb, err := v.ca.Evict(n, "spencer", "", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.mu.Lock()
+		v.evicted = []*identity.Tombstone{tomb}
+		v.mu.Unlock()
+	}
+	evict(first.Identity.Node, time.Now().Add(time.Millisecond)) // as tombstones have it: whole milliseconds
+	for what, tok := range map[string]Token{"used": v.token, "unused": unused} {
+		if _, err := Join(t.Context(), tok, key, wg); err == nil || !strings.Contains(err.Error(), "was evicted by spencer") {
+			t.Errorf("an invitation of before, %s: %v", what, err)
+		}
+	}
+	evict(first.Identity.Node, time.Now().Add(-time.Second))
+	again := v.token
+	again.Secret = NewSecret()
+	if err := v.book.Add(again.Secret, "bkero", netip.MustParseAddr("10.11.0.2"), again.Expires); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Join(t.Context(), again, key, wg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(second.Evicted) != 1 || !second.Evicted[0].Voids(first.Identity.Node) || second.Evicted[0].Voids(second.Identity.Node) {
+		t.Errorf("it learns of %v", second.Evicted)
+	}
+	later := second.Identity.Node
+	later.Serial = new(big.Int).Lsh(later.Serial, 1)
+	evict(later, time.Now().Add(-time.Second))
+	again.Secret = NewSecret()
+	if err := v.book.Add(again.Secret, "bkero", netip.MustParseAddr("10.11.0.2"), again.Expires); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), again, key, wg); err == nil || !strings.Contains(err.Error(), "clock is behind") {
+		t.Errorf("a certificate that is void already: %v", err)
+	}
+}
+
+// TestManyEvicted joins a mesh that has evicted thousands: those that fit are told, and it still gets to know nodes.
+func TestManyEvicted(t *testing.T) {
+	v := newInviter(t)
+	for i := range 3000 {
+		tomb, err := v.ca.Evict(identity.Node{Name: fmt.Sprintf("gone-%d", i), Serial: big.NewInt(1)}, "spencer", "", time.UnixMilli(int64(5000-i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.evicted = append(v.evicted, tomb)
+	}
+	key, wg, _ := identity.NewKeys()
+	r, err := Join(t.Context(), v.token, key, wg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Evicted) < 100 || r.Evicted[0].Name != "gone-0" || len(r.Records) != 1 {
+		t.Errorf("told of %d evicted nodes and %d others", len(r.Evicted), len(r.Records))
+	}
+}
+
 // TestOneOfMany lets many keys race for one invitation: exactly one may win.
 func TestOneOfMany(t *testing.T) {
 	v := newInviter(t)
@@ -245,7 +327,8 @@ func FuzzParseToken(f *testing.F) {
 
 func FuzzHello(f *testing.F) {
 	v := newInviter(f)
-	s := &Server{Identity: v.id, Book: v.book, Mesh: func() Mesh { return Mesh{} }, Records: func() []*identity.Record { return nil }}
+	s := &Server{Identity: v.id, Book: v.book, Mesh: func() Mesh { return Mesh{} }, Records: func() []*identity.Record { return nil },
+		Evicted: func() []*identity.Tombstone { return nil }}
 	key, _, _ := identity.NewKeys()
 	csr, _ := request(key)
 	b, _ := encMode.Marshal(hello{Secret: make([]byte, 16), CSR: csr})

@@ -139,6 +139,7 @@ type (
 		Root    []byte   `cbor:"3,keyasint,omitempty"`
 		Mesh    Mesh     `cbor:"4,keyasint"`
 		Records [][]byte `cbor:"5,keyasint,omitempty"`
+		Evicted [][]byte `cbor:"6,keyasint,omitempty"` // tombstones
 	}
 	finish struct {
 		Record []byte `cbor:"1,keyasint"`

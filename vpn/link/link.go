@@ -127,6 +127,7 @@ type Status struct {
 	LastHeard time.Time     // zero: never
 	LastSent  time.Time     // zero: never
 	Direct    bool          // there is a way that needs no other node
+	DirectUDP bool          // that way is not a stream
 	DirectRTT time.Duration // of that way
 	Lost      float64       // on that way
 	Kept      bool          // the peer has chosen this node as its neighbour
@@ -323,7 +324,7 @@ func (p *Peer) Status() Status {
 		s.Way, s.Reason, s.RTT, s.Loss, s.MTU = c.way, p.path.reason, c.rtt, c.loss, p.path.mtu()
 	}
 	if c := p.path.direct(); c != nil {
-		s.Direct, s.DirectRTT, s.Lost = true, c.rtt, c.loss
+		s.Direct, s.DirectUDP, s.DirectRTT, s.Lost = true, c.way.udp(), c.rtt, c.loss
 	}
 	return s
 }
@@ -609,11 +610,11 @@ type streamed struct {
 	b    []byte
 }
 
-// Receive takes datagrams that came over a stream from a peer; they are copied. Too many at once are dropped.
-func (l *Link) Receive(from *Peer, bufs [][]byte) {
+// Receive takes datagrams that came over a stream from the peer; they are copied. Too many at once are dropped.
+func (p *Peer) Receive(bufs [][]byte) {
 	for _, b := range bufs {
 		select {
-		case l.streamed <- streamed{from, bytes.Clone(b)}:
+		case p.link.streamed <- streamed{p, bytes.Clone(b)}:
 		default:
 			return
 		}

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -26,6 +27,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"mesh.internal/mesh/vpn"
@@ -195,6 +197,7 @@ func (n *Node) StartKnowing(records [][]byte) error {
 				}
 			}
 		},
+		Dial:   func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED },
 		Retain: retain,
 	})
 	if err != nil {

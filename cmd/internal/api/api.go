@@ -21,14 +21,31 @@ import (
 
 // Status is GET /v1/status: the single source of all that shows how the node is.
 type Status struct {
-	Version  string   `json:"version"`
-	Mesh     string   `json:"mesh"`
-	Domain   string   `json:"domain"`
-	Self     Self     `json:"self"`
-	Peers    []Peer   `json:"peers"`
-	Store    Store    `json:"store"`
-	Snapshot Snapshot `json:"snapshot"`
-	Warnings []string `json:"warnings"`
+	Version  string    `json:"version"`
+	Mesh     string    `json:"mesh"`
+	Domain   string    `json:"domain"`
+	Self     Self      `json:"self"`
+	Peers    []Peer    `json:"peers"`
+	Store    Store     `json:"store"`
+	Snapshot Snapshot  `json:"snapshot"`
+	Evicted  []Evicted `json:"evicted,omitempty"` // nodes, the latest first, at most twenty
+	Warnings []string  `json:"warnings"`
+}
+
+// Evicted is a node that was evicted, and the answer to POST /v1/evict.
+type Evicted struct {
+	Name   string    `json:"name"`
+	At     time.Time `json:"at"`
+	By     string    `json:"by"` // the node where it was done
+	Reason string    `json:"reason,omitempty"`
+
+	StoreError string `json:"store_error,omitempty"` // why what the node has left in the store was not deleted
+}
+
+// Evict is the body of POST /v1/evict.
+type Evict struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason,omitempty"` // one line, at most 200 bytes
 }
 
 // SnapshotWarning begins the warning of a daemon that cannot write the snapshot.

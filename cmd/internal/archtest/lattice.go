@@ -26,9 +26,15 @@ resolver/dnsd: resolver                  | a door to the View, knows nothing of 
 resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets
 vpn/identity: -                          | everything trusts it, so it trusts nothing of ours
-vpn/join: vpn/identity                   | is spoken before there is a tunnel
 vpn/vpntest: -                           | is a network, whatever runs on it
 vpn/sim: vpn vpn/identity vpn/vpntest    | sees nodes from outside, as their users and the network do
+vpn/tcp: vpn/identity(tests)             | makes and takes connections and does not know what is said over them
+vpn/tcp/...: -                           | doubles of proxies
+vpn/join: vpn/identity vpn/tcp           | is spoken before there is a tunnel
+vpn/stream: vpn/identity vpn/tcp vpn/tcp/tcptest(tests) | carries what it does not understand between members
+vpn/lan: vpn/identity                    | hears strangers: it suggests, and others decide
+vpn/portmap: -                           | hears strangers: it suggests, and others decide
+vpn/netcheck: -                          | pure functions
 vpn: vpn/...                             | knows packets and no names
 vpn/...: vpn/...                         | knows packets and no names
 cmd/internal/config: vpn/identity        | reads files and starts nothing
@@ -50,6 +56,10 @@ go.etcd.io/etcd/server: cmd/meshd-etcd resolver/store/etcd(tests)               
 github.com/miekg/dns: resolver/dnsd                                                          | one place that knows the wire format of DNS
 golang.zx2c4.com/wireguard: vpn vpn/...                                                      | the tunnel engine is replaceable
 github.com/vishvananda/netlink: vpn/netif cmd/meshd-etcd cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network
+golang.org/x/net/proxy: vpn/tcp                                                              | one place that speaks to proxies
+golang.org/x/net/http: vpn/tcp                                                               | one place that speaks to proxies
+github.com/huin/goupnp: vpn/portmap                                                          | one place that asks gateways
+github.com/jackpal/go-nat-pmp: vpn/portmap                                                   | as goupnp
 github.com/spf13/cobra: cmd/...                                                              | an engine has no command line
 `
 

@@ -61,6 +61,8 @@ type Config struct {
 	Subnet    []string `toml:"subnet" comment:"Networks behind this node that it is the router of, with a weight: \"10.11.22.0/24#10\". Its certificate must allow them."`
 	Relay     bool     `toml:"relay" comment:"Carry sealed packets between nodes that cannot reach each other, up to so many megabits a second for each (0: no limit)."`
 	RelayMbit int      `toml:"relay_mbit"`
+	PortMap   bool     `toml:"port_mapping" comment:"Ask routers to let others in (PCP, NAT-PMP, UPnP), and look for nodes on the same network."`
+	LAN       bool     `toml:"lan_discovery"`
 	Interface string   `toml:"interface" comment:"The tunnels' network interface, and the largest packet it takes in bytes, 1280 to 1420."`
 	MTU       int      `toml:"mtu"`
 	LogLevel  string   `toml:"log_level" comment:"debug, info, warn or error."`
@@ -81,7 +83,7 @@ type Store struct {
 
 // Default returns the configuration that a file's keys are laid over.
 func Default() Config {
-	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: "mesh0", MTU: 1380, Relay: true, RelayMbit: 1000, LogLevel: "info"}
+	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: "mesh0", MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, LogLevel: "info"}
 }
 
 // Load reads and checks the file at path.

@@ -20,6 +20,7 @@ import (
 
 	"mesh.internal/mesh/cmd/internal/api"
 	"mesh.internal/mesh/resolver"
+	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/join"
 	"mesh.internal/mesh/vpn/netif"
 )
@@ -49,6 +50,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("PUT /v1/groups", answer(d.addGroup))
 	mux.HandleFunc("DELETE /v1/groups/{name}", answer(d.removeGroup))
 	mux.HandleFunc("POST /v1/invite", answer(d.invite))
+	mux.HandleFunc("POST /v1/evict", answer(d.evict))
 	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
@@ -107,6 +109,14 @@ func (d *daemon) status() api.Status {
 	}
 	if route, found, err := netif.Overlap(d.prefixes[0], c.Interface); err == nil && found {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("the route %s of this machine overlaps the mesh's prefix %s: some nodes cannot be reached", route, d.prefixes[0]))
+	}
+	for _, t := range d.node.Tombstones() {
+		if t.Voids(d.id.Node) {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("this node, %s: nobody talks to it any more; to come back, ask for a new invitation, stop meshd, move %s and %s away, and join again",
+				t, d.opts.Paths.State, d.opts.Paths.Config))
+		} else if len(s.Evicted) < 20 {
+			s.Evicted = append(s.Evicted, evicted(t))
+		}
 	}
 	d.mu.Lock()
 	for _, w := range d.warnings {
@@ -213,6 +223,11 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 		return nil, fmt.Errorf("an invitation is good for %s to %s, not %s", shortest, longest, q.Expires)
 	}
 	c := d.cfg.Load()
+	for _, t := range d.node.Tombstones() {
+		if t.Name == d.relative(q.Name) && !time.Now().After(t.At) {
+			return nil, fmt.Errorf("%s: by this machine's clock that is yet to come, so an invitation would be void; set the clock", t)
+		}
+	}
 	expires := time.Now().Add(q.Expires).Truncate(time.Second)
 	addr, err := d.names.ClaimNode(r.Context(), d.relative(q.Name), q.Addr, expires)
 	if err != nil {
@@ -242,4 +257,28 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires}, nil
+}
+
+func evicted(t *identity.Tombstone) api.Evicted {
+	return api.Evicted{Name: t.Name, At: t.At, By: t.By, Reason: t.Reason}
+}
+
+// evict evicts a node, and clears the store of what it has left there. Done again it clears the store again.
+func (d *daemon) evict(r *http.Request) (any, error) {
+	var q api.Evict
+	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
+		return nil, fmt.Errorf("the request is malformed: %w", err)
+	}
+	t, err := d.node.Evict(d.relative(q.Name), q.Reason)
+	if err != nil {
+		return nil, err
+	}
+	d.introduce() // so that names are gone when this is answered
+	out := evicted(t)
+	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
+	defer cancel()
+	if err := d.names.Clear(ctx, t.Name); err != nil {
+		out.StoreError = err.Error()
+	}
+	return out, nil
 }

@@ -59,6 +59,8 @@ type daemon struct {
 	snap     snapshot
 	scripts  *scripts.Runner
 
+	introducing sync.Mutex // held by introduce, so that no older state comes after a newer one
+
 	mu       sync.Mutex // guards warnings
 	warnings map[string]string
 }
@@ -108,9 +110,11 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	d.scripts = scripts.New(scripts.Config{Dir: filepath.Dir(opts.Paths.Config), Mesh: c.Mesh, Name: c.Name, Interface: c.Interface, Log: d.log})
 	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Connect: c.Connect,
-		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
+		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, PortMap: c.PortMap, LAN: c.LAN,
+		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
 		return err
 	}
+	id.Evicted = d.node.Evicted
 	rc := resolver.Config{Zone: c.Domain, Prefixes: d.prefixes, Signer: signer{id}, Verifier: &d.keys, StateDir: opts.Paths.State,
 		LearnNode: d.node.Learn, Log: d.log}
 	if eps := endpoints(c, id); len(eps) > 0 {
@@ -204,9 +208,11 @@ func (d *daemon) warn(subject, text string) {
 
 // introduce tells the resolver who is on the mesh, and returns what is closed when that has changed.
 func (d *daemon) introduce() (changed <-chan struct{}) {
+	d.introducing.Lock()
+	defer d.introducing.Unlock()
 	changed = d.node.Changed()
 	records := d.node.Records()
-	d.keys.set(records)
+	d.keys.set(records, d.node.Tombstones())
 	nodes := make([]resolver.Node, 0, len(records))
 	for _, r := range records {
 		nodes = append(nodes, resolver.Node{Name: r.Node.Name, Addrs: r.Node.Addrs, Key: r.Node.Serial.String()})
@@ -259,7 +265,7 @@ func (d *daemon) serveJoin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listening for new nodes: %w", err)
 	}
-	s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Learn: d.node.Learn, Log: d.log,
+	s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Evicted: d.node.Tombstones, Learn: d.node.Learn, Log: d.log,
 		Mesh: func() join.Mesh {
 			c := d.cfg.Load()
 			return join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: endpoints(c, d.id), Inviter: c.Name, Port: uint16(c.Port)}
@@ -284,7 +290,7 @@ func (d *daemon) reload(ctx context.Context) error {
 		old := d.cfg.Load()
 		if c.Name != old.Name || c.Mesh != old.Mesh || c.Domain != old.Domain || c.Prefix != old.Prefix || c.Port != old.Port ||
 			c.Interface != old.Interface || c.MTU != old.MTU || c.Store.Embedded != old.Store.Embedded ||
-			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || !slices.Equal(c.Subnet, old.Subnet) || !slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
+			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || c.PortMap != old.PortMap || c.LAN != old.LAN || !slices.Equal(c.Subnet, old.Subnet) || !slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
 			d.warn("reload", "only public and log_level take effect at once; restart meshd for the rest")
 		}
 		next := *old
@@ -326,12 +332,15 @@ func (s signer) Sign(msg []byte) ([]byte, error) { return s.id.Sign(msg) }
 
 // keyring verifies values of the store by the members' certificates.
 type keyring struct {
-	nodes atomic.Pointer[map[string]identity.Node]
+	nodes atomic.Pointer[map[string]identity.Node] // those that were evicted have no key
 }
 
-func (k *keyring) set(records []*identity.Record) {
-	m := make(map[string]identity.Node, len(records))
-	for _, r := range records {
+func (k *keyring) set(records []*identity.Record, evicted []*identity.Tombstone) {
+	m := make(map[string]identity.Node, len(records)+len(evicted))
+	for _, t := range evicted {
+		m[t.Name] = identity.Node{}
+	}
+	for _, r := range records { // of one that was invited again, too
 		m[r.Node.Name] = r.Node
 	}
 	k.nodes.Store(&m)
@@ -346,6 +355,9 @@ func (k *keyring) Verify(owner string, msg, sig []byte) error {
 	n, ok := (*m)[owner]
 	if !ok {
 		return store.ErrUnknownOwner
+	}
+	if n.Key == nil {
+		return store.ErrEvicted
 	}
 	return n.VerifySignature(msg, sig)
 }
