@@ -129,26 +129,26 @@ func Scenario(w *World) error {
 	if r.IntN(4) == 0 {
 		publics = count
 	}
-	var later []*Node // join in the course of it
-	for i := range count {
+	for i := range count { // all of them first: what runs takes from the same randomness as keys
 		n, err := w.Node(w.Net.Host(fmt.Sprintf("n%d", i)))
 		if err != nil {
 			return err
 		}
 		net.place(n, i < publics)
 		n.Batch = []int{1, 1, 8}[r.IntN(3)]
+	}
+	var later []*Node  // join in the course of it
+	var hosts []string // who invites: public, and running
+	for i, n := range w.nodes {
 		if i > 1 && r.IntN(6) == 0 {
 			later = append(later, n)
 			continue
 		}
-		if i > 0 { // a public one invites
-			var running []string
-			for _, m := range w.nodes[:min(i, publics)] {
-				if m.running() != nil {
-					running = append(running, m.Name)
-				}
-			}
-			n.Connect = []string{running[r.IntN(len(running))]}
+		if i > 0 {
+			n.Connect = []string{hosts[r.IntN(len(hosts))]}
+		}
+		if i < publics {
+			hosts = append(hosts, n.Name)
 		}
 		if err := n.Start(); err != nil {
 			return err
@@ -262,7 +262,7 @@ func (w *World) happen(net *network, later *[]*Node) error {
 		w.Sleep(time.Duration(r.IntN(30000)) * time.Millisecond)
 		w.Rejoin(w.nodes[:i], w.nodes[i:])
 	case 12: // an hour's sleep
-		if r.IntN(3) == 0 {
+		if r.IntN(8) == 0 {
 			w.quietHour(a)
 		}
 	case 13:

@@ -156,7 +156,7 @@ func TestSeed(t *testing.T) {
 	if err != nil {
 		t.Skip("is for processes that TestSeeds starts")
 	}
-	cfg := Config{Seed: seed, Dir: os.Getenv(dirVar), Packets: os.Getenv(packetsVar) != ""}
+	cfg := Config{Seed: seed, Dir: fmt.Sprintf("%s/%d", os.Getenv(dirVar), seed), Packets: os.Getenv(packetsVar) != ""}
 	if os.Getenv(verboseVar) != "" {
 		cfg.Verbose = os.Stdout
 	}
