@@ -369,6 +369,7 @@ func (j *judge) run(ctx context.Context) {
 		}
 		if fresh || i%4 == 0 {
 			j.records(nodes, ways)
+			ways.measure()
 		}
 		if wait = lookEvery; !j.traffic(now, ways) && now.Sub(last.at) > time.Minute {
 			wait = 20 * lookEvery // a long silence

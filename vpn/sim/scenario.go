@@ -192,14 +192,32 @@ func (w *World) Lossy() {
 
 func (w *World) anyone() *Node { return w.nodes[w.Rand.IntN(len(w.nodes))] }
 
-// join introduces a node to the one it connects to, or to any if that is none, if both run.
+// join introduces a node that runs to one that runs, as an invitation does: to the one it connects to if there is a direct
+// way, else to any to which there is one, else to the one it connects to.
 func (w *World) join(n *Node) error {
+	if n.running() == nil {
+		return nil
+	}
+	var best *Node
+	rank := 0
 	for _, m := range w.nodes {
-		if n != m && (len(n.Connect) == 0 || slices.Contains(n.Connect, m.Name)) && m.running() != nil && n.running() != nil {
+		if m == n || m.running() == nil {
+			continue
+		}
+		mine, linked := slices.Contains(n.Connect, m.Name), w.judge.linked(n, m)
+		switch {
+		case mine && linked:
 			return Introduce(n, m)
+		case linked && rank < 2:
+			best, rank = m, 2
+		case mine && rank < 1:
+			best, rank = m, 1
 		}
 	}
-	return nil
+	if best == nil {
+		return nil
+	}
+	return Introduce(n, best)
 }
 
 // happen lets one thing happen.

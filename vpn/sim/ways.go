@@ -9,48 +9,53 @@ import (
 	"mesh.internal/mesh/vpn/vpntest"
 )
 
-// ways is which nodes can reach which, as the network is, and what is known of them.
+// ways is which nodes can reach which, as the network is and as they know each other.
 type ways struct {
 	lives  []*life // nil: it does not run
 	asleep []bool
-	dist   [][]int          // links between two nodes; none: far
+	linked [][]int          // those to whom there is a direct way
 	seqs   []map[int]uint64 // by observer, then by node: the sequence of the record it has
+	dist   [][]int          // links between two nodes, over nodes that know each other; none: far
 }
 
 const far = 1 << 20
 
-// survey finds the ways. Two nodes have a direct one if one of them can send to an address that the other announces and
-// the answer can come back: what needs a hole punched does not count. NAT mappings are taken to be fresh.
+// survey finds the direct ways: one of two nodes can send to an address that the other announces, and the answer can come
+// back. What needs a hole punched does not count. NAT mappings are taken to be fresh.
 func (j *judge) survey(nodes []*Node) *ways {
 	n := len(nodes)
-	w := &ways{lives: make([]*life, n), asleep: make([]bool, n), dist: make([][]int, n), seqs: make([]map[int]uint64, n)}
+	w := &ways{lives: make([]*life, n), asleep: make([]bool, n), linked: make([][]int, n), seqs: make([]map[int]uint64, n), dist: make([][]int, n)}
 	for i, x := range nodes {
 		x.mu.Lock()
 		w.lives[i], w.asleep[i] = x.life, x.suspended
 		x.mu.Unlock()
 		w.seqs[i] = map[int]uint64{}
 	}
-	links := make([][]int, n)
 	for i := range nodes {
 		for k := range i {
 			if w.lives[i] != nil && w.lives[k] != nil && j.linked(nodes[i], nodes[k]) {
-				links[i], links[k] = append(links[i], k), append(links[k], i)
+				w.linked[i], w.linked[k] = append(w.linked[i], k), append(w.linked[k], i)
 			}
 		}
 	}
-	for i := range nodes {
-		w.dist[i] = slices.Repeat([]int{far}, n)
+	return w
+}
+
+// measure counts links, when seqs are known.
+func (w *ways) measure() {
+	for i := range w.dist {
+		w.dist[i] = slices.Repeat([]int{far}, len(w.dist))
 		w.dist[i][i] = 0
 		for queue := []int{i}; len(queue) > 0; queue = queue[1:] {
-			for _, k := range links[queue[0]] {
-				if w.dist[i][k] == far {
-					w.dist[i][k] = w.dist[i][queue[0]] + 1
+			at := queue[0]
+			for _, k := range w.linked[at] {
+				if w.dist[i][k] == far && w.knows(at, k) && w.knows(k, at) {
+					w.dist[i][k] = w.dist[i][at] + 1
 					queue = append(queue, k)
 				}
 			}
 		}
 	}
-	return w
 }
 
 // linked reports whether two nodes have a direct way.
