@@ -22,6 +22,7 @@ const (
 	stallIn    = time.Second            // a pair that talks and has a way is never without traffic for longer, whatever happens
 	firstIn    = 3 * time.Second        // from the moment both know each other and there is a way to their first packet
 	returnIn   = 7 * time.Second        // the same for a pair whose last way was lost, since the slow probes come every 5 s
+	tcpIn      = 8 * time.Second        // more, where all ways lead over TCP: UDP is tried first
 	slack      = 400 * time.Millisecond // the time between packets of a pair, and that of a packet on its way
 	convergeIn = 90 * time.Second       // from the last event until all who have a way know the same records
 	copiesMax  = 3                      // of one sealed packet, sent by its origin
@@ -398,22 +399,26 @@ func (j *judge) traffic(now time.Time, w *ways) (any bool) {
 			continue
 		}
 		more := slack
+		if w.quick[d.ia][d.ib] > j.cfg.Hops {
+			more += tcpIn
+		}
+		lenient := time.Duration(0)
 		if j.lossy {
-			more += j.cfg.Lenient
+			lenient = j.cfg.Lenient
 		}
 		switch {
 		case again && d.before:
-			d.limit, d.event, d.waiting = now.Add(returnIn+more), event{now, j.last.n, "a way again"}, true
+			d.limit, d.event, d.waiting = now.Add(returnIn+lenient+more), event{now, j.last.n, "a way again"}, true
 		case again:
-			d.limit, d.event, d.waiting = now.Add(firstIn+more), event{now, j.last.n, "first contact"}, true
+			d.limit, d.event, d.waiting = now.Add(firstIn+lenient+more), event{now, j.last.n, "first contact"}, true
 		case d.event.n != j.last.n:
-			if limit := j.last.at.Add(stallIn + slack); limit.After(d.limit) {
+			if limit := j.last.at.Add(stallIn + more); limit.After(d.limit) {
 				d.limit = limit
 			}
 			d.event, d.waiting = j.last, true
 		}
 		d.before, any = true, true
-		if now.After(d.limit) && now.Sub(d.last) > stallIn+slack {
+		if now.After(d.limit) && now.Sub(d.last) > stallIn+more {
 			ago := "nothing yet"
 			if d.got > 0 {
 				ago = fmt.Sprintf("nothing for %.3f s", now.Sub(d.last).Seconds())

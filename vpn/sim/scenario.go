@@ -76,6 +76,7 @@ func (n *network) inside(box *vpntest.NAT) (addr netip.Addr) {
 func (n *network) kind() vpntest.Kind {
 	k := []vpntest.Kind{vpntest.FullCone, vpntest.AddressRestricted, vpntest.PortRestricted, vpntest.PortRestricted, vpntest.Symmetric}[n.w.Rand.IntN(5)]
 	k.Hairpin = n.w.Rand.IntN(2) == 0
+	k.NoUDP = n.w.Rand.IntN(10) == 0
 	k.Timeout = []time.Duration{30 * time.Second, 2 * time.Minute}[n.w.Rand.IntN(2)]
 	return k
 }
@@ -204,7 +205,7 @@ func (w *World) join(n *Node) error {
 		if m == n || m.running() == nil {
 			continue
 		}
-		mine, linked := slices.Contains(n.Connect, m.Name), w.judge.linked(n, m)
+		mine, linked := slices.Contains(n.Connect, m.Name), w.judge.linked(n, m, true)
 		switch {
 		case mine && linked:
 			return Introduce(n, m)

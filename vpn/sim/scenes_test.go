@@ -351,6 +351,25 @@ func scenes() []scene {
 			s.Sleep(settle)
 			s.wantDirect(a, b, true)
 		}},
+		{"UDP is blocked", "", func(s *stage) {
+			r := s.public("r", nil)
+			a := s.behind("a", r, vpntest.Kind{NoUDP: true})
+			b := s.behind("b", r, vpntest.PortRestricted)
+			c := s.behind("c", r, vpntest.Kind{NoUDP: true})
+			s.Talk(a, r, 0)
+			s.Talk(a, b, 0)
+			s.Talk(a, c, 0)
+			s.Sleep(3 * settle)
+			s.wantDirect(a, r, false)
+			a.NATs[0].Change(func(k *vpntest.Kind) { k.NoUDP = false })
+			s.judge.event("heal", "UDP works")
+			s.Sleep(6 * settle)
+			s.wantDirect(a, r, true)
+			s.wantDirect(a, b, true)
+			a.NATs[0].Change(func(k *vpntest.Kind) { k.NoUDP = true })
+			s.judge.event("cut", "UDP")
+			s.Sleep(3 * settle)
+		}},
 		{"joining behind a NAT", "", func(s *stage) {
 			r := s.public("r", nil)
 			a := s.behind("a", r, vpntest.PortRestricted)

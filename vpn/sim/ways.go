@@ -13,9 +13,11 @@ import (
 type ways struct {
 	lives  []*life // nil: it does not run
 	asleep []bool
-	linked [][]int          // those to whom there is a direct way
+	udp    [][]int          // those to whom there is a direct way over UDP
+	linked [][]int          // and those to whom there is one over TCP
 	seqs   []map[int]uint64 // by observer, then by node: the sequence of the record it has
 	dist   [][]int          // links between two nodes, over nodes that know each other; none: far
+	quick  [][]int          // the same where all links are over UDP
 }
 
 const far = 1 << 20
@@ -24,7 +26,7 @@ const far = 1 << 20
 // back. What needs a hole punched does not count. NAT mappings are taken to be fresh.
 func (j *judge) survey(nodes []*Node) *ways {
 	n := len(nodes)
-	w := &ways{lives: make([]*life, n), asleep: make([]bool, n), linked: make([][]int, n), seqs: make([]map[int]uint64, n), dist: make([][]int, n)}
+	w := &ways{lives: make([]*life, n), asleep: make([]bool, n), udp: make([][]int, n), linked: make([][]int, n), seqs: make([]map[int]uint64, n), dist: make([][]int, n), quick: make([][]int, n)}
 	for i, x := range nodes {
 		x.mu.Lock()
 		w.lives[i], w.asleep[i] = x.life, x.suspended
@@ -33,7 +35,13 @@ func (j *judge) survey(nodes []*Node) *ways {
 	}
 	for i := range nodes {
 		for k := range i {
-			if w.lives[i] != nil && w.lives[k] != nil && j.linked(nodes[i], nodes[k]) {
+			if w.lives[i] == nil || w.lives[k] == nil {
+				continue
+			}
+			if j.linked(nodes[i], nodes[k], false) {
+				w.udp[i], w.udp[k] = append(w.udp[i], k), append(w.udp[k], i)
+				w.linked[i], w.linked[k] = append(w.linked[i], k), append(w.linked[k], i)
+			} else if j.linked(nodes[i], nodes[k], true) {
 				w.linked[i], w.linked[k] = append(w.linked[i], k), append(w.linked[k], i)
 			}
 		}
@@ -43,32 +51,36 @@ func (j *judge) survey(nodes []*Node) *ways {
 
 // measure counts links, when seqs are known.
 func (w *ways) measure() {
-	for i := range w.dist {
-		w.dist[i] = slices.Repeat([]int{far}, len(w.dist))
-		w.dist[i][i] = 0
-		for queue := []int{i}; len(queue) > 0; queue = queue[1:] {
-			at := queue[0]
-			for _, k := range w.linked[at] {
-				if w.dist[i][k] == far && w.knows(at, k) && w.knows(k, at) {
-					w.dist[i][k] = w.dist[i][at] + 1
-					queue = append(queue, k)
+	count := func(dist, links [][]int) {
+		for i := range dist {
+			dist[i] = slices.Repeat([]int{far}, len(dist))
+			dist[i][i] = 0
+			for queue := []int{i}; len(queue) > 0; queue = queue[1:] {
+				at := queue[0]
+				for _, k := range links[at] {
+					if dist[i][k] == far && w.knows(at, k) && w.knows(k, at) {
+						dist[i][k] = dist[i][at] + 1
+						queue = append(queue, k)
+					}
 				}
 			}
 		}
 	}
+	count(w.dist, w.linked)
+	count(w.quick, w.udp)
 }
 
 // linked reports whether two nodes have a direct way.
-func (j *judge) linked(a, b *Node) bool {
+func (j *judge) linked(a, b *Node, tcp bool) bool {
 	j.mu.Lock()
 	cut := j.cuts[[2]*vpntest.Host{a.Host, b.Host}] || j.cuts[[2]*vpntest.Host{b.Host, a.Host}]
 	j.mu.Unlock()
-	return !cut && (j.reaches(a, b) || j.reaches(b, a))
+	return !cut && (j.reaches(a, b, tcp) || j.reaches(b, a, tcp))
 }
 
-func (j *judge) reaches(a, b *Node) bool {
+func (j *judge) reaches(a, b *Node, tcp bool) bool {
 	for _, ap := range b.addresses() {
-		if j.net.Reaches(a.Host, ap) == b.Host {
+		if j.net.Reaches(a.Host, ap, tcp) == b.Host {
 			return true
 		}
 	}

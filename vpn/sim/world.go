@@ -15,23 +15,24 @@ package sim
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"mesh.internal/mesh/vpn"
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/stream"
+	"mesh.internal/mesh/vpn/tcp"
 	"mesh.internal/mesh/vpn/vpntest"
 )
 
@@ -142,6 +143,8 @@ type life struct {
 	stop  context.CancelFunc
 	ended chan error
 	moved chan struct{} // capacity 1
+
+	accepting sync.WaitGroup
 }
 
 // Node makes a node on a host; nothing runs before Start.
@@ -197,7 +200,7 @@ func (n *Node) StartKnowing(records [][]byte) error {
 				}
 			}
 		},
-		Dial:   func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED },
+		Dial:   n.Host.Dial,
 		Retain: retain,
 	})
 	if err != nil {
@@ -217,6 +220,9 @@ func (n *Node) StartKnowing(records [][]byte) error {
 		cancel()
 		return fmt.Errorf("%s does not start: %w", n.Name, err)
 	}
+	accept := &tcp.Acceptor{Log: n.w.trace.logger(n.Name), Protocols: map[string]tcp.Protocol{stream.Protocol: {
+		TLS: l.Streams().TLS(), Serve: func(_ context.Context, c *tls.Conn) { l.Streams().Serve(c) }}}}
+	l.accepting.Go(func() { accept.Serve(ctx, n.Host.Listen(Port)) })
 	n.mu.Lock()
 	n.life = l
 	n.mu.Unlock()
@@ -242,6 +248,7 @@ func (n *Node) Stop() {
 	}
 	n.w.judge.event("stop", n.Name)
 	l.stop()
+	l.accepting.Wait()
 	if err := <-l.ended; err != nil {
 		n.w.judge.wrong("%s ended with: %v", n.Name, err)
 	}

@@ -46,6 +46,7 @@ type NAT struct {
 	byInner map[innerKey]*mapping
 	byPort  map[uint16]*mapping
 	forward map[uint16]netip.AddrPort
+	epoch   int // how often it was started
 }
 
 // innerKey is what a mapping is for: an inner address and as much of the outer one as the mapping depends on.
@@ -97,6 +98,13 @@ func (n *NAT) SetLink(change func(*Link)) {
 	change(&n.out.link)
 }
 
+// Change changes how the box behaves while it is in use.
+func (n *NAT) Change(f func(*Kind)) {
+	n.net.mu.Lock()
+	defer n.net.mu.Unlock()
+	f(&n.Kind)
+}
+
 // Rebind forgets all mappings, as a box that is restarted does, and gives it another address outside unless addr is zero.
 func (n *NAT) Rebind(addr netip.Addr) {
 	n.net.mu.Lock()
@@ -110,7 +118,10 @@ func (n *NAT) Rebind(addr netip.Addr) {
 	}
 }
 
-func (n *NAT) forget() { n.byInner, n.byPort = map[innerKey]*mapping{}, map[uint16]*mapping{} }
+func (n *NAT) forget() {
+	n.epoch++
+	n.byInner, n.byPort = map[innerKey]*mapping{}, map[uint16]*mapping{}
+}
 
 // part is as much of an endpoint as b looks at.
 func (b Behaviour) part(a netip.AddrPort) netip.AddrPort {

@@ -96,6 +96,9 @@ type Host struct {
 	id    int
 	at    []*attachment
 	socks map[uint16]*Bind
+
+	listens map[uint16]*Listener
+	tcpPort uint16 // given last
 }
 
 // flow is what one sequence of fates is kept for: two attachments, or two hosts.
@@ -136,7 +139,7 @@ func (n *Net) id() int {
 func (n *Net) Host(name string) *Host {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return &Host{Name: name, net: n, id: n.id(), socks: map[uint16]*Bind{}}
+	return &Host{Name: name, net: n, id: n.id(), socks: map[uint16]*Bind{}, listens: map[uint16]*Listener{}}
 }
 
 // Attach gives the host an address on a segment, behind a link.
@@ -202,39 +205,17 @@ func (n *Net) Pair(from, to *Host, l Link) {
 	}
 }
 
-// Reaches returns the host that a datagram to this address would get to if it were not lost, sent by a host that nothing
-// has been sent to before; nil if none. NAT boxes let it in only where a port is forwarded.
-func (n *Net) Reaches(from *Host, to netip.AddrPort) *Host {
+// Reaches returns the host that a datagram to this address would get to if it were not lost, or with tcp the beginning of a
+// connection, sent by a host that nothing has been sent to before; nil if none. NAT boxes let it in only where a port is
+// forwarded.
+func (n *Net) Reaches(from *Host, to netip.AddrPort, tcp bool) *Host {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	a := from.way(to.Addr())
-	if a == nil || a.link.Down {
+	p := n.walk(from, to, !tcp)
+	if p == nil || n.pairs[flow{from.id, p.to.id}].Down {
 		return nil
 	}
-	seg := a.seg
-	for seg.at[to.Addr()] == nil {
-		if seg.nat == nil || seg.nat.Kind.NoUDP || seg.nat.out.link.Down || seg.prefix.Contains(to.Addr()) {
-			return nil
-		}
-		seg = seg.nat.out.seg
-	}
-	for {
-		t := seg.at[to.Addr()]
-		if t == nil || t.link.Down {
-			return nil
-		}
-		if t.host != nil {
-			if n.pairs[flow{from.id, t.host.id}].Down {
-				return nil
-			}
-			return t.host
-		}
-		inner, ok := t.nat.forward[to.Port()]
-		if !ok {
-			return nil
-		}
-		seg, to = t.nat.Inside, inner
-	}
+	return p.to
 }
 
 // way is the attachment that leads to an address; nil if none does. net.mu is held.
@@ -402,11 +383,7 @@ func (n *Net) roll(f *flight, l Link, delay time.Duration, k flow) {
 		n.arriveAfter(f, delay)
 		return
 	}
-	d := n.dice[k]
-	if d == nil {
-		d = &dice{Rand: rand.New(rand.NewPCG(n.Seed, uint64(k.from)<<32|uint64(k.to)))}
-		n.dice[k] = d
-	}
+	d := n.roller(k)
 	lost, twice, late := d.Float64() < l.Loss, d.Float64() < l.Duplicate, d.Float64() < l.Reorder
 	jitter, again := time.Duration(d.Float64()*float64(l.Jitter)), time.Duration(d.Float64()*float64(l.Jitter))
 	if lost {
@@ -430,6 +407,16 @@ func (n *Net) roll(f *flight, l Link, delay time.Duration, k flow) {
 		d.last = at
 	}
 	n.arriveAfter(f, delay)
+}
+
+// roller is what chance has for a flow. n.mu is held.
+func (n *Net) roller(k flow) *dice {
+	d := n.dice[k]
+	if d == nil {
+		d = &dice{Rand: rand.New(rand.NewPCG(n.Seed, uint64(k.from)<<32|uint64(uint32(k.to))))}
+		n.dice[k] = d
+	}
+	return d
 }
 
 func (n *Net) arriveAfter(f *flight, delay time.Duration) {

@@ -179,24 +179,24 @@ func TestInside(t *testing.T) {
 				if g := a.take(); len(g) != 0 {
 					t.Errorf("from outside by an inside address got %v", g)
 				}
-				if h := n.Reaches(server.host, ap("198.18.0.1:9")); h != nil {
+				if h := n.Reaches(server.host, ap("198.18.0.1:9"), false); h != nil {
 					t.Errorf("a port that is not forwarded reaches %s", h.Name)
 				}
 				outer.Forward(9, ap("192.168.50.9:9"))
 				inner.Forward(9, ap("192.168.1.2:1"))
-				if h := n.Reaches(server.host, ap("198.18.0.1:9")); h != far {
+				if h := n.Reaches(server.host, ap("198.18.0.1:9"), false); h != far {
 					t.Error("a forwarded port does not reach who it is for")
 				}
 				server.send(ap("198.18.0.1:9"), "forwarded")
 				if g := a.take(); len(g) != 1 || g[0].text != "forwarded" {
 					t.Errorf("by a forwarded port got %v", g)
 				}
-				if n.Reaches(far, ap("198.18.0.11:7000")) != server.host || n.Reaches(server.host, ap("192.168.50.2:2")) != nil || n.Reaches(near, ap("192.168.50.3:3")) != other {
+				if n.Reaches(far, ap("198.18.0.11:7000"), false) != server.host || n.Reaches(server.host, ap("192.168.50.2:2"), false) != nil || n.Reaches(near, ap("192.168.50.3:3"), false) != other {
 					t.Error("Reaches is wrong")
 				}
 				outer.Kind.NoUDP = true
 				a.send(ap("198.18.0.11:7000"), "blocked")
-				if g := server.take(); len(g) != 0 || n.Reaches(far, ap("198.18.0.11:7000")) != nil {
+				if g := server.take(); len(g) != 0 || n.Reaches(far, ap("198.18.0.11:7000"), false) != nil {
 					t.Errorf("where UDP is blocked got %v", g)
 				}
 			})
@@ -303,7 +303,7 @@ func TestSizes(t *testing.T) {
 		a.send(to, fits)
 		n.Pair(a.host, b.host, Link{Down: true})
 		a.send(to, "cut")
-		if g := b.take(); len(g) != 0 || n.Reaches(a.host, to) != nil || n.Reaches(b.host, ap("198.18.0.1:1")) != a.host {
+		if g := b.take(); len(g) != 0 || n.Reaches(a.host, to, false) != nil || n.Reaches(b.host, ap("198.18.0.1:1"), false) != a.host {
 			t.Errorf("through a hole and a cut came %v", g)
 		}
 		b.send(ap("198.18.0.1:1"), "the other way")
