@@ -4,6 +4,8 @@
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 PROGRAMS := mesh meshd meshd-etcd
 FUZZTIME ?= 30s
+SEEDS    ?= 100
+SCALE    ?= 10,100,1000
 
 # sudo does not keep PATH. The version comes from here, so the go command need not trust the checkout's owner.
 export PATH    := $(PATH):/usr/local/go/bin
@@ -15,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test test-nss test-net race check fuzz fuzz-nss bench bench-nss deb repro test-deb cross packages clean
+.PHONY: help build demo test test-nss test-net race check sim sim-scale fuzz fuzz-nss bench bench-nss deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +66,14 @@ check: build ## vet, staticcheck, the repository's rules, and what the build ref
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	go test ./cmd/internal/archtest
+
+sim: ## meshes in memory: SEEDS (100) new scenarios on broken networks; SEED=n plays one again, PACKETS=1 with its datagrams
+	@packaging/needs go
+	SEEDS=$(SEEDS) SEED=$(SEED) PACKETS=$(PACKETS) go test -count=1 -timeout 0 -v -run '^TestSeeds$$' ./vpn/sim
+
+sim-scale: ## what meshes of SCALE (10,100,1000) nodes cost, as a table; much memory, minutes
+	@packaging/needs go
+	SCALE=$(SCALE) go test -count=1 -timeout 0 -v -run '^TestScale$$' ./vpn/sim
 
 fuzz: ## every fuzz target for FUZZTIME (30s)
 	@packaging/needs go gcc libc6-dev

@@ -21,7 +21,10 @@ import (
 )
 
 // engine seals and opens packets: wireguard-go's device between the seam and the link. Nothing else knows the device.
-type engine struct{ dev *device.Device }
+type engine struct {
+	dev    *device.Device
+	retain func(peer any) // nil except in tests
+}
 
 // traffic is what the engine knows of a peer.
 type traffic struct {
@@ -36,7 +39,7 @@ func newEngine(s *seam, l *link.Link, key *ecdh.PrivateKey, port int, log *slog.
 	})
 	// An endpoint is the node and stays: the device must not put a packet's source in its place.
 	dev.DisableSomeRoamingForBrokenMobileSemantics()
-	e := &engine{dev}
+	e := &engine{dev: dev}
 	l.Handshake = e.handshake
 	err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(key.Bytes()), port))
 	if err == nil {
@@ -60,7 +63,13 @@ func (e *engine) set(key *ecdh.PublicKey, addrs []netip.Prefix) error {
 	for _, a := range addrs {
 		fmt.Fprintf(&b, "allowed_ip=%s\n", a)
 	}
-	return e.dev.IpcSet(b.String())
+	if err := e.dev.IpcSet(b.String()); err != nil {
+		return err
+	}
+	if e.retain != nil {
+		e.retain(e.dev.LookupPeer(device.NoisePublicKey(key.Bytes())))
+	}
+	return nil
 }
 
 func (e *engine) remove(key *ecdh.PublicKey) error {

@@ -52,9 +52,13 @@ type Config struct {
 	StateDir  string // records.cbor lives here
 	Log       *slog.Logger
 
-	TUN    tun.Device                                   // tests: instead of a kernel interface
-	Bind   conn.Bind                                    // tests: instead of UDP sockets
-	Locals func() ([]netip.Addr, error)                 // tests: instead of the machine's addresses
+	TUN    tun.Device                   // tests: instead of a kernel interface
+	Bind   conn.Bind                    // tests: instead of UDP sockets
+	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
+	// Tests: instead of netif.Watch; nil with a TUN: addresses do not change.
+	Watch func(ctx context.Context, changed func()) error
+	// Tests in a bubble of testing/synctest: gets each of the engine's peers, to keep it from the garbage collector.
+	Retain func(peer any)
 	Socket func(network string) (net.PacketConn, error) // tests: instead of a UDP socket at any port
 
 	PortMap bool     // asks routers to let others in
@@ -146,6 +150,9 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Locals == nil {
 		n.cfg.Locals = func() ([]netip.Addr, error) { return netif.Addrs(cfg.Prefixes) }
 	}
+	if cfg.Watch == nil && cfg.TUN == nil {
+		n.cfg.Watch = netif.Watch
+	}
 	return n, nil
 }
 
@@ -188,6 +195,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err // the engine has closed the device
 	}
+	e.retain = n.cfg.Retain
 	n.mu.Lock()
 	n.seam, n.engine, n.link = s, e, l
 	n.load()
@@ -215,8 +223,10 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		if err := n.discover(ctx, &wg); err != nil {
 			n.cfg.Log.Warn("nodes on the same network are not looked for", "err", err)
 		}
+	}
+	if n.cfg.Watch != nil {
 		wg.Go(func() {
-			if err := netif.Watch(ctx, func() { poke(moved) }); err != nil {
+			if err := n.cfg.Watch(ctx, func() { poke(moved) }); err != nil {
 				failed <- err
 			}
 		})

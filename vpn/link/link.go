@@ -253,7 +253,7 @@ func (p *Peer) Try(addrs ...netip.AddrPort) {
 	for _, a := range addrs {
 		if c := p.path.add(Way{Addr: a}); c != nil {
 			c.seen = now
-			if !c.confirmed && now.Sub(c.pings[0].at) > probeEvery/2 {
+			if !c.confirmed && now.Sub(c.pinged) > probeEvery/2 {
 				outs = append(outs, p.path.ping(c, now))
 			}
 		}

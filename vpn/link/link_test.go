@@ -223,3 +223,43 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// Who asks again and again is asked back now and then, however quickly answers come.
+func TestPathCalm(t *testing.T) {
+	tr := newTrip(t, addrA)
+	tr.p.keep = true
+	tr.run(time.Second, map[netip.AddrPort]time.Duration{addrA: time.Millisecond})
+	pings := 0
+	for i := range 200 {
+		tr.now = tr.now.Add(time.Millisecond)
+		outs, _, _ := tr.p.handle(probe{kind: kindPing, txid: uint64(i), want: true}, Way{Addr: addrA}, tr.now)
+		for _, o := range outs {
+			if o.p.kind == kindPing {
+				pings++
+				tr.p.handle(probe{kind: kindPong, txid: o.p.txid, run: 1}, o.to, tr.now)
+			}
+		}
+	}
+	if pings > 2 {
+		t.Errorf("%d pings in answer to 200 within 0.2 s", pings)
+	}
+}
+
+// A peer that does not answer any more costs little time, whatever was going on.
+func TestPathSilent(t *testing.T) {
+	tr := newTrip(t, addrA)
+	tr.p.keep = true
+	outs, _ := tr.p.tick(tr.now)
+	tr.p.handle(probe{kind: kindPong, txid: outs[0].p.txid, run: 1}, outs[0].to, tr.now)
+	ticks := 0
+	for end := tr.now.Add(10 * time.Minute); tr.now.Before(end) && ticks < 1000; ticks++ {
+		_, next := tr.p.tick(tr.now)
+		if next.IsZero() {
+			break
+		}
+		tr.now = tr.now.Add(max(next.Sub(tr.now), 5*time.Millisecond)) // as Link.Run does
+	}
+	if ticks > 200 {
+		t.Errorf("%d ticks in %s", ticks, tr.now.Sub(time.Unix(1000, 0)))
+	}
+}

@@ -42,7 +42,8 @@ type candidate struct {
 	way       Way
 	known     bool           // from the peer's record, from itself, or from the map; others were only seen
 	seen      time.Time      // when a frame last came this way
-	pings     [pingsOut]ping // the last ones, the newest first
+	pings     [pingsOut]ping // the last ones that were not answered, the newest first
+	pinged    time.Time      // when it was last, answered or not
 	waiting   time.Time      // since when an answer is waited for; zero: none is
 	missed    int            // answers overdue one after the other
 	failed    time.Time      // when it was left for that
@@ -340,7 +341,7 @@ func (p *path) ping(c *candidate, now time.Time) out {
 
 func (c *candidate) note(q ping) {
 	copy(c.pings[1:], c.pings[:])
-	c.pings[0] = q
+	c.pings[0], c.pinged = q, q.at
 }
 
 // measure looks for the largest datagram that the way in use takes (RFC 8899): when it has been chosen, and again and
@@ -404,7 +405,7 @@ func (p *path) handle(f probe, from Way, now time.Time) (outs []out, wants, anew
 		}
 		// The peer looks for a way, or sends from elsewhere, or wants something: see where it is.
 		for _, x := range p.cands {
-			if (x == c || x == p.best) && now.Sub(x.pings[0].at) > probeEvery/2 && (!x.confirmed || now.Sub(x.answered) > probeSlow || f.want) {
+			if (x == c || x == p.best) && now.Sub(x.pinged) > probeEvery/2 && (!x.confirmed || now.Sub(x.answered) > probeSlow || f.want) {
 				outs = append(outs, p.ping(x, now))
 			}
 		}

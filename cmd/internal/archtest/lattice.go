@@ -26,6 +26,8 @@ resolver/dnsd: resolver                  | a door to the View, knows nothing of 
 resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets
 vpn/identity: -                          | everything trusts it, so it trusts nothing of ours
+vpn/vpntest: -                           | is a network, whatever runs on it
+vpn/sim: vpn vpn/identity vpn/stream vpn/tcp vpn/vpntest | sees nodes from outside, as their users and the network do
 vpn/tcp: vpn/identity(tests)             | makes and takes connections and does not know what is said over them
 vpn/tcp/...: -                           | doubles of proxies
 vpn/join: vpn/identity vpn/tcp           | is spoken before there is a tunnel
