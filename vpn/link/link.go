@@ -838,6 +838,13 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	return nil
 }
 
+// touch notes that the direct way to the peer is in use, for others, so that it is pinged too.
+func (p *Peer) touch(now time.Time) {
+	if was := p.lastSend.Swap(now.UnixNano()); now.Sub(time.Unix(0, was)) > beatEvery/2 {
+		p.wake()
+	}
+}
+
 // put sends a batch on a route. It may write behind the packets.
 func (l *Link) put(bufs [][]byte, r *route) error {
 	switch {
@@ -846,7 +853,7 @@ func (l *Link) put(bufs [][]byte, r *route) error {
 		if d == nil || grant == 0 {
 			return nil // the relay is out of reach for now: pings tell
 		}
-		r.first.lastSend.Store(time.Now().UnixNano()) // the way to the relay is in use too
+		r.first.touch(time.Now())
 		for i, b := range bufs {
 			b = append(b, r.trailer...)
 			binary.LittleEndian.PutUint64(b[len(b)-fixedTail:], grant)

@@ -456,6 +456,8 @@ func (p *path) answer(c *candidate, sample time.Duration, now time.Time) {
 		b.failed = now
 		p.use(c, "the one before did not answer")
 		p.round = 0
+	case !b.known && !c.known && c.way.udp() && b.way.udp() && c.way.Addr.Addr() == b.way.Addr.Addr():
+		p.use(c, "its port has changed") // as a NAT's mapping does: the old one is nobody's now
 	case !c.usable(now):
 	case c.way.udp() && !b.way.udp() && c.cost() < b.cost():
 		p.use(c, "direct")

@@ -225,7 +225,7 @@ func (s *sorter) sort(b []byte) (inner []byte, w Way, origin ID, arrived bool) {
 // flush sends what has been collected.
 func (s *sorter) flush() {
 	if len(s.batch) > 0 {
-		s.next.lastSend.Store(s.now.UnixNano())
+		s.next.touch(s.now)
 		if d := s.next.direct.Load(); d != nil {
 			s.l.put(s.batch, d)
 		}
