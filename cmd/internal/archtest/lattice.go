@@ -46,7 +46,7 @@ go.etcd.io/etcd/api: resolver/store/etcd cmd/meshd-etcd                         
 go.etcd.io/etcd/server: cmd/meshd-etcd resolver/store/etcd(tests)                            | a panic or a full disk there must not touch tunnels and names
 github.com/miekg/dns: resolver/dnsd                                                          | one place that knows the wire format of DNS
 golang.zx2c4.com/wireguard: vpn vpn/...                                                      | the tunnel engine is replaceable
-github.com/vishvananda/netlink: vpn/netif cmd/meshd-etcd cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network
+github.com/vishvananda/netlink: vpn/netif cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network
 github.com/spf13/cobra: cmd/...                                                              | an engine has no command line
 `
 
