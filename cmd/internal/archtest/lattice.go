@@ -34,6 +34,7 @@ cmd/internal/api: -                      | is shared by programs that must not s
 cmd/internal/doctor: nss cmd/internal/api cmd/internal/config | reads a machine as a program of the system would
 cmd/internal/lab: -                      | makes hosts and does not know what runs in them
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands
+cmd/internal/tour: cmd/internal/lab(tests) | types what the documents show, and knows no more than they say
 cmd/internal/archtest: -                 | judges everything
 cmd/...: ...                             | the root that introduces the engines to each other
 `
