@@ -111,7 +111,7 @@ test-deb: ## builds and lints the packages, then lives with them on booted bookw
 	packaging/test/test-chroot bookworm
 	packaging/test/test-chroot trixie
 
-cross: ## mesh and meshd for arm, arm64, riscv64 and mips, built and vetted
+cross: ## mesh and meshd for routers, darwin, FreeBSD and Windows: built and vetted
 	@packaging/needs go
 	packaging/cross
 

@@ -56,6 +56,7 @@ func TestGateBites(t *testing.T) {
 	files(t)
 	const (
 		leaf  = "../nss/leaf/leaf.go"
+		calls = "../nss/leaf/system_linux.go"
 		entry = "../nss/leaf/entry_%.s"
 		find  = "func Find(path, key ptr, n, kind uintptr, r *Result) int32 {\n"
 	)
@@ -70,7 +71,7 @@ func TestGateBites(t *testing.T) {
 		{"a function that may grow the stack", leaf, find, find + "\tif n == 77 {\n\t\treturn grows(n)\n\t}\n",
 			"\n//go:noinline\nfunc grows(n uintptr) int32 { var b [64]byte; return int32(b[n&63]) + int32(n) + more(n) }\n\n//go:noinline\nfunc more(n uintptr) int32 { return int32(n) }\n", "runtime.morestack"},
 		{"an indirect call", leaf, find, find + "\tif spoilt != nil {\n\t\treturn spoilt()\n\t}\n", "\nvar spoilt func() int32\n", "goes where the gate cannot follow"},
-		{"another package", leaf, find, find + "\tif n == 77 {\n\t\tsyscall.Getpid()\n\t}\n", "", "calls syscall."},
+		{"another package", calls, "func shut(fd file) {", "func shut(fd file) {\n\tif fd == 77 {\n\t\tsyscall.Getpid()\n\t}\n\t", "", "calls syscall."},
 		{"a variable", leaf, find, find + "\tif n == 77 {\n\t\treturn spoilt[n&3]\n\t}\n", "\nvar spoilt = [4]int32{1, 2, 3, 4}\n", "refers to the runtime's data"},
 		{"a use of g", entry, "meshnss_find(SB),NOSPLIT", "meshnss_find(SB),NOSPLIT", "", "uses g"},
 		{"a constructor in C", "nss.c", "", "", "\n__attribute__((constructor)) static void spoilt(void) { mesh_leaf_find = 0; }\n", "when it is loaded"},

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
 	"mesh.internal/mesh/vpn/ip"
@@ -43,9 +41,7 @@ func newTUNReader(dev tun.Device) (*tunReader, error) {
 		}
 		vnet := false
 		if err := raw.Control(func(fd uintptr) {
-			if ifr, err := unix.NewIfreq(""); err == nil && unix.IoctlIfreq(int(fd), unix.TUNGETIFF, ifr) == nil {
-				vnet = ifr.Uint16()&unix.IFF_VNET_HDR != 0
-			}
+			vnet = hasVNetHeader(fd)
 		}); err != nil {
 			return nil, err
 		}
@@ -60,29 +56,6 @@ func newTUNReader(dev tun.Device) (*tunReader, error) {
 		r.bufs[i] = make([]byte, queue.MaxPacket)
 	}
 	return r, nil
-}
-
-// readFD is for syscall.RawConn.Read.
-func (r *tunReader) readFD(fd uintptr) bool {
-	for {
-		// The descriptor does not block, so the scheduler need not know of the call.
-		n, _, errno := syscall.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&r.in[0])), uintptr(len(r.in)))
-		switch errno {
-		case 0:
-			r.n, r.err = int(n), nil
-			return true
-		case unix.EINTR:
-		case unix.EAGAIN:
-			r.n, r.err = 0, nil
-			return !r.wait
-		case unix.EBADFD: // the interface is gone
-			r.err = os.ErrClosed
-			return true
-		default:
-			r.err = os.NewSyscallError("read", errno)
-			return true
-		}
-	}
 }
 
 // read reads the next packet into buf, of queue.MaxPacket bytes, and returns it. If there is none, it waits or returns nil.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -21,11 +22,11 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
-	"github.com/vishvananda/netlink"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"mesh.internal/mesh/cmd/internal/config"
+	"mesh.internal/mesh/vpn/netif"
 )
 
 var version = "unknown" // set by the linker
@@ -107,35 +108,39 @@ func run(ctx context.Context, paths config.Paths, data string) error {
 // waitFor waits until the machine has the mesh address, which meshd gives it: etcd cannot listen before.
 func waitFor(ctx context.Context, addr netip.Addr, iface string) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	updates := make(chan netlink.AddrUpdate, 16)
-	if err := netlink.AddrSubscribe(updates, ctx.Done()); err != nil {
-		return fmt.Errorf("watching the machine's addresses: %w", err)
-	}
-	// Asking the subscription for what is there already would take CAP_NET_ADMIN: it sends to the multicast groups.
-	there, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return fmt.Errorf("listing the machine's addresses: %w", err)
-	}
-	for _, n := range there {
-		if a, ok := netip.AddrFromSlice(n.IP); ok && a.Unmap() == addr {
-			return nil
-		}
-	}
+	changed, ended := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		ended <- netif.Watch(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	defer func() {
+		cancel()
+		<-ended
+	}()
 	say := time.NewTimer(2 * time.Second)
 	defer say.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case err := <-ended:
+			ended <- nil
+			return err
 		case <-say.C:
 			fmt.Fprintf(os.Stderr, "meshd-etcd: waiting for the address %s on %s, which meshd gives this machine\n", addr, iface)
-		case u, ok := <-updates:
-			if !ok {
-				return errors.New("the kernel ended the notifications of addresses")
+		case <-changed:
+			there, err := net.InterfaceAddrs()
+			if err != nil {
+				return fmt.Errorf("listing the machine's addresses: %w", err)
 			}
-			if a, ok := netip.AddrFromSlice(u.LinkAddress.IP); ok && u.NewAddr && a.Unmap() == addr {
-				return nil
+			for _, n := range there {
+				if p, err := netip.ParsePrefix(n.String()); err == nil && p.Addr() == addr {
+					return nil
+				}
 			}
 		}
 	}

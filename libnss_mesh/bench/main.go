@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+//go:build linux
+
 // Bench measures look-ups: libnss_mesh.so.2 as it is shipped beside a C module that does the same reads (testdata/twin.c),
 // beside the files source of glibc, and, with -full, beside dnsmasq, systemd-resolved, mdns4_minimal and a module that
 // runs etcdctl. It also measures what writing a snapshot costs.

@@ -12,10 +12,7 @@
 // The format is in docs/snapshot.md and its writer in package nss.
 package leaf
 
-import (
-	"syscall"
-	"unsafe"
-)
+import "unsafe"
 
 // The format's constants.
 const (
@@ -70,15 +67,6 @@ type ptr = unsafe.Pointer
 func u8(p ptr, o uintptr) uintptr { return uintptr(*(*uint8)(unsafe.Add(p, o))) }
 
 //go:nosplit
-func u16(p ptr, o uintptr) uintptr { return uintptr(*(*uint16)(unsafe.Add(p, o))) }
-
-//go:nosplit
-func u32(p ptr, o uintptr) uint32 { return *(*uint32)(unsafe.Add(p, o)) }
-
-//go:nosplit
-func u64(p ptr, o uintptr) uint64 { return *(*uint64)(unsafe.Add(p, o)) }
-
-//go:nosplit
 func lower(c uintptr) uintptr {
 	if c-'A' <= 'Z'-'A' {
 		c += 'a' - 'A'
@@ -118,32 +106,21 @@ func hash(key ptr, n, kind uintptr, seed uint64) uint64 {
 	return mix(mix(h, uint64(n)), seed)
 }
 
-//go:nosplit
-func pread(fd uintptr, p ptr, n uintptr, off uint64) uintptr {
-	r, _, e := syscall.RawSyscall6(syscall.SYS_PREAD64, fd, uintptr(p), n, uintptr(off), 0, 0)
-	if e != 0 {
-		return 0
-	}
-	return r
-}
-
 // Find looks key up in the file at path (both bytes; path ends in a zero byte).
 //
 //go:nosplit
 func Find(path, key ptr, n, kind uintptr, r *Result) int32 {
-	const atCWD = ^uintptr(99) // -100, AT_FDCWD
-	const flags = syscall.O_RDONLY | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK | syscall.O_NOCTTY
-	fd, _, e := syscall.RawSyscall6(syscall.SYS_OPENAT, atCWD, uintptr(path), flags, 0, 0, 0)
-	if e != 0 {
+	fd, ok := open(path)
+	if !ok {
 		return Unavailable
 	}
 	rc := find(fd, key, n, kind, r)
-	syscall.RawSyscall6(syscall.SYS_CLOSE, fd, 0, 0, 0, 0, 0)
+	shut(fd)
 	return rc
 }
 
 //go:nosplit
-func find(fd uintptr, key ptr, n, kind uintptr, r *Result) int32 {
+func find(fd file, key ptr, n, kind uintptr, r *Result) int32 {
 	b := ptr(&r.Buf)
 	load(fd, 0, MaxRecord, r) // of a small mesh this is the whole file
 	if r.have < HeaderSize || u64(b, 0) != Magic || u32(b, 8) != Version || u32(b, 12) != HeaderSize {
@@ -231,7 +208,7 @@ func copyLine(dst, src ptr) {
 // load makes r.Buf the n bytes of the file from off on, or as many as there are.
 //
 //go:nosplit
-func load(fd uintptr, off, n uint64, r *Result) {
+func load(fd file, off, n uint64, r *Result) {
 	r.base = off
 	r.have = uint64(pread(fd, ptr(&r.Buf), uintptr(n), off))
 }
@@ -249,7 +226,7 @@ func window(off, n uint64, r *Result) ptr {
 // record brings the record at off, which ends before end, into r.Buf unless it is there, and checks all of it.
 //
 //go:nosplit
-func record(fd uintptr, off, end, seed uint64, r *Result) int32 {
+func record(fd file, off, end, seed uint64, r *Result) int32 {
 	const first = 512 // bytes: enough for nearly every record
 	if off < HeaderSize || off&7 != 0 || off >= end || end-off < RecordHead {
 		return Unavailable

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+//go:build linux
+
 // Bench measures tunnels: the node of this repository (package vpn on a real TUN interface and real UDP sockets) beside
 // plain wireguard-go of the module's own version, between two network namespaces of this machine.
 //

@@ -42,7 +42,6 @@ import (
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
-	"golang.org/x/sys/unix"
 
 	"mesh.internal/mesh/vpn/identity"
 )
@@ -191,9 +190,7 @@ func (s *sock) up() bool {
 func (s *sock) open(ctx context.Context) (err error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		if cerr := c.Control(func(fd uintptr) {
-			// Several daemons of one user. Not SO_REUSEADDR, with which any user could take the answers.
-			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1),
-				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1))
+			err = share(fd)
 		}); cerr != nil {
 			return cerr
 		}
@@ -292,7 +289,7 @@ func (s *sock) announce(b []byte, l link) (err error) {
 		case a.Is4() && s.p4 != nil:
 			if l.Flags&net.FlagMulticast != 0 && !s.joined[l.Index] {
 				e := s.p4.JoinGroup(&l.Interface, &net.UDPAddr{IP: group4.AsSlice()})
-				s.joined[l.Index] = e == nil || errors.Is(e, unix.EADDRINUSE)
+				s.joined[l.Index] = e == nil || errors.Is(e, syscall.EADDRINUSE)
 			}
 			cm := &ipv4.ControlMessage{IfIndex: l.Index, Src: a.AsSlice()}
 			for _, to := range []netip.Addr{broadcast, group4} {
@@ -302,7 +299,7 @@ func (s *sock) announce(b []byte, l link) (err error) {
 		case a.Is6() && a.IsLinkLocalUnicast() && s.p6 != nil:
 			if !s.joined[l.Index] {
 				e := s.p6.JoinGroup(&l.Interface, &net.UDPAddr{IP: group6.AsSlice()})
-				s.joined[l.Index] = e == nil || errors.Is(e, unix.EADDRINUSE)
+				s.joined[l.Index] = e == nil || errors.Is(e, syscall.EADDRINUSE)
 			}
 			cm := &ipv6.ControlMessage{IfIndex: l.Index, Src: a.AsSlice()}
 			_, e := s.p6.WriteTo(b, cm, net.UDPAddrFromAddrPort(netip.AddrPortFrom(group6.WithZone(l.Name), Port)))

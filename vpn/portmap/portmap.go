@@ -34,8 +34,6 @@ import (
 	"syscall"
 	"time"
 	"unicode"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -450,7 +448,7 @@ func (m *Mapper) concern(gateways []Gateway) {
 func (m *Mapper) hear(ctx context.Context) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		if cerr := c.Control(func(fd uintptr) { // others listen too
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+			err = share(fd)
 		}); cerr != nil {
 			return cerr
 		}

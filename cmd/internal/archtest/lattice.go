@@ -45,6 +45,7 @@ cmd/internal/lab: -                      | makes hosts and does not know what ru
 cmd/internal/scripts: -                  | starts foreign programs and knows nothing else
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands
 cmd/internal/netlab: cmd/internal/lab cmd/internal/api cmd/internal/config vpn vpn/identity | gives nodes their certificates, and asks meshd how they are as mesh status does
+cmd/internal/tour: cmd/internal/lab(tests) | types what the documents show, and knows no more than they say
 cmd/internal/archtest: -                 | judges everything
 cmd/...: ...                             | the root that introduces the engines to each other
 `
@@ -57,7 +58,7 @@ go.etcd.io/etcd/api: resolver/store/etcd cmd/meshd-etcd                         
 go.etcd.io/etcd/server: cmd/meshd-etcd resolver/store/etcd(tests)                            | a panic or a full disk there must not touch tunnels and names
 github.com/miekg/dns: resolver/dnsd                                                          | one place that knows the wire format of DNS
 golang.zx2c4.com/wireguard: vpn vpn/...                                                      | the tunnel engine is replaceable
-github.com/vishvananda/netlink: vpn/netif cmd/meshd-etcd cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network
+github.com/vishvananda/netlink: vpn/netif cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network
 golang.org/x/net/proxy: vpn/tcp                                                              | one place that speaks to proxies
 golang.org/x/net/http: vpn/tcp                                                               | one place that speaks to proxies
 github.com/huin/goupnp: vpn/portmap                                                          | one place that asks gateways

@@ -40,8 +40,8 @@ type Paths struct {
 	Run    string // directory, 0755: API socket and snapshot
 }
 
-// DefaultPaths are the ones that libnss_mesh and the units know.
-var DefaultPaths = Paths{Config: "/etc/mesh/mesh.toml", State: "/var/lib/mesh", Run: "/run/mesh"}
+// DefaultPaths are, on Linux, the ones that libnss_mesh and the units know.
+var DefaultPaths = defaultPaths()
 
 // Socket is the API's unix socket.
 func (p Paths) Socket() string { return filepath.Join(p.Run, "mesh.sock") }
@@ -83,7 +83,7 @@ type Store struct {
 
 // Default returns the configuration that a file's keys are laid over.
 func Default() Config {
-	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: "mesh0", MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, LogLevel: "info"}
+	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: defaultInterface, MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, LogLevel: "info"}
 }
 
 // Load reads and checks the file at path.
@@ -339,7 +339,7 @@ func (p Paths) Keys() (*ecdsa.PrivateKey, *ecdh.PrivateKey, error) {
 	if err := os.MkdirAll(p.State, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	if err := os.Chmod(p.State, 0o700); err != nil {
+	if err := keepPrivate(p.State); err != nil {
 		return nil, nil, fmt.Errorf("closing the state directory to others: %w", err)
 	}
 	if _, err := os.Stat(p.KeyFile()); errors.Is(err, fs.ErrNotExist) {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+//go:build linux
+
 // Demo is the program behind make demo: it starts three hosts and a router, makes a mesh of the hosts with the commands a
 // user would type, and shows that names work in the unchanged programs of the system, also while parts of the mesh are
 // dead. It shows each command with its output and says whether that was right.

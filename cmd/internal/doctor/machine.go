@@ -20,6 +20,7 @@ type Machine struct {
 	OnMesh string // why this machine is on no mesh; empty: it is on one
 	Name   string // of this node, relative to the zone
 	Zone   string
+	Addr   netip.Addr // of this node, where meshd answers DNS; read where there is no NSS
 
 	Nsswitch  File
 	HostsFile File

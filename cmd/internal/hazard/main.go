@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+//go:build linux
+
 // Hazard is the program behind make test-nss: it runs everything that is known to break an NSS module in Go against three
 // modules and prints what came of it as a table.
 //

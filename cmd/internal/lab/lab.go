@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+//go:build linux
+
 // Package lab makes test hosts out of namespaces: each has its own network, mounts, processes and host name, on the
 // machine's own programs and libraries.
 //
