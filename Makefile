@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test test-nss test-net race check sim sim-scale fuzz fuzz-nss bench bench-nss deb repro test-deb cross packages clean
+.PHONY: help build demo test test-nss test-net race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -95,6 +95,10 @@ bench: build ## lookups and tunnels, measured beside what they replace; needs ro
 bench-nss: ## lookups at every size and beside every rival, also into docs/nss-speed.md; needs root; minutes
 	@packaging/needs root go gcc libc6-dev binutils strace dnsmasq-base
 	go run ./libnss_mesh/bench -full -markdown docs/nss-speed.md
+
+bench-net: ## tunnels beside wireguard-go, tinc and nebula, direct, relayed and round a cut, also into docs/net-speed.md; needs root; minutes
+	@packaging/needs root go iproute2 tinc nebula
+	go run ./vpn/bench -full -markdown docs/net-speed.md
 
 deb: ## build/deb: Debian packages for amd64 and arm64, built and linted in a trixie system of their own; needs root
 	@packaging/needs root go git debootstrap

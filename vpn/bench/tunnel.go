@@ -9,7 +9,6 @@ import (
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,84 +25,6 @@ import (
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/netif"
 )
-
-// Kinds of tunnels.
-const (
-	kindMesh  = "mesh"
-	kindPlain = "wireguard-go"
-)
-
-const (
-	ourMTU   = 1380 // what mesh.toml has if nobody chooses
-	plainMTU = device.DefaultMTU
-)
-
-// contestant is a kind of tunnel with an MTU.
-type contestant struct {
-	kind string
-	mtu  int
-}
-
-func (c contestant) String() string { return fmt.Sprintf("%s, MTU %d", c.kind, c.mtu) }
-
-// contestants are our node, its rival with the same MTU, so that nothing but the engines differs, and the rival with its
-// own.
-func contestants() []contestant {
-	return []contestant{{kindMesh, ourMTU}, {kindPlain, ourMTU}, {kindPlain, plainMTU}}
-}
-
-// end is what a tunnel process is told: all that is needed of either kind.
-type end struct {
-	Kind      string
-	Interface string
-	MTU       int
-	Addr      netip.Prefix // of the interface
-	Port      int
-	Remote    netip.AddrPort // of the other end, on the cable
-	Key       []byte         // X25519
-	Profile   string         // file
-
-	PeerKey  []byte     // wireguard-go: X25519
-	PeerAddr netip.Addr // wireguard-go
-
-	Peer   string // mesh: name
-	Record []byte // mesh: the peer's
-	CA     []byte // mesh: PEM, as the next two
-	Chain  []byte
-	Sign   []byte
-}
-
-// ends makes what the two processes of a tunnel are told.
-func (c contestant) ends() (ends [2]*end, err error) {
-	ca, err := identity.NewCA("bench")
-	if err != nil {
-		return ends, err
-	}
-	const port = 7655
-	var ids [2]*identity.Identity
-	for i := range ids {
-		if ids[i], err = newIdentity(ca, fmt.Sprintf("n%d", i), netip.AddrFrom4([4]byte{10, 11, 0, byte(i + 1)})); err != nil {
-			return ends, err
-		}
-	}
-	for i, id := range ids {
-		peer := ids[1-i]
-		e := &end{Kind: c.kind, Interface: "bench0", MTU: c.mtu, Addr: netip.PrefixFrom(id.Node.Addrs[0], 24), Port: port, Key: id.WG.Bytes(),
-			Remote:  netip.AddrPortFrom(cableAddr(1-i), port),
-			PeerKey: peer.WG.PublicKey().Bytes(), PeerAddr: peer.Node.Addrs[0],
-			Peer: peer.Node.Name, CA: identity.EncodeCerts(ca.Cert), Chain: identity.EncodeCerts(id.Chain...)}
-		if e.Sign, err = identity.EncodeKey(id.Key); err != nil {
-			return ends, err
-		}
-		rec, err := peer.Record(1, identity.Said{Endpoints: []netip.AddrPort{e.Remote}})
-		if err != nil {
-			return ends, err
-		}
-		e.Record = rec.Bytes()
-		ends[i] = e
-	}
-	return ends, nil
-}
 
 func newIdentity(ca *identity.CA, name string, addr netip.Addr) (*identity.Identity, error) {
 	key, wg, err := identity.NewKeys()
@@ -139,27 +60,30 @@ func playTunnel(in io.Reader, out io.Writer) (err error) {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	key, err := ecdh.X25519().NewPrivateKey(e.Key)
-	if err != nil {
-		return err
-	}
+	pid := os.Getpid()
 	var stop func() error
-	if e.Kind == kindMesh {
-		stop, err = e.mesh(key, log)
-	} else {
-		stop, err = e.plain(key)
+	switch {
+	case len(e.Command) > 0:
+		pid, stop, err = e.program()
+	case e.Kind == kindMesh:
+		stop, err = e.mesh()
+	default:
+		stop, err = e.plain()
 	}
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(out, "true")
+	fmt.Fprintln(out, pid)
 	io.Copy(io.Discard, io.MultiReader(dec.Buffered(), in))
 	return stop()
 }
 
 // mesh starts a node of ours.
-func (e *end) mesh(key *ecdh.PrivateKey, log *slog.Logger) (stop func() error, err error) {
+func (e *end) mesh() (stop func() error, err error) {
+	key, err := ecdh.X25519().NewPrivateKey(e.Key)
+	if err != nil {
+		return nil, err
+	}
 	roots, err := identity.ParseCerts(e.CA)
 	if err != nil {
 		return nil, err
@@ -186,13 +110,23 @@ func (e *end) mesh(key *ecdh.PrivateKey, log *slog.Logger) (stop func() error, e
 			os.RemoveAll(dir)
 		}
 	}()
-	n, err := vpn.New(vpn.Config{Identity: id, Prefixes: []netip.Prefix{e.Addr.Masked(), ca.Prefix6()}, Port: e.Port,
-		Connect: []string{e.Peer}, Interface: e.Interface, MTU: e.MTU, StateDir: dir, Log: log})
+	cfg := vpn.Config{Identity: id, Prefixes: []netip.Prefix{e.Addr.Masked(), ca.Prefix6()}, Port: e.Port, Interface: e.Interface, MTU: e.MTU,
+		StateDir: dir, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	for _, p := range e.Peers {
+		if len(p.Record) > 0 {
+			cfg.Connect = append(cfg.Connect, p.Name)
+		}
+	}
+	n, err := vpn.New(cfg)
 	if err != nil {
 		return nil, err
 	}
-	if err := n.Learn(e.Record); err != nil {
-		return nil, err
+	for _, p := range e.Peers {
+		if len(p.Record) > 0 {
+			if err := n.Learn(p.Record); err != nil {
+				return nil, err
+			}
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -207,15 +141,22 @@ func (e *end) mesh(key *ecdh.PrivateKey, log *slog.Logger) (stop func() error, e
 }
 
 // plain starts wireguard-go as its own program does.
-func (e *end) plain(key *ecdh.PrivateKey) (stop func() error, err error) {
+func (e *end) plain() (stop func() error, err error) {
 	tun, err := netif.Create(e.Interface, e.MTU, []netip.Prefix{e.Addr})
 	if err != nil {
 		return nil, err
 	}
 	dev := device.NewDevice(tun, conn.NewStdNetBind(), device.NewLogger(device.LogLevelError, "wireguard-go: "))
-	err = dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\npublic_key=%s\nendpoint=%s\nallowed_ip=%s\n", hex.EncodeToString(key.Bytes()),
-		e.Port, hex.EncodeToString(e.PeerKey), e.Remote, netip.PrefixFrom(e.PeerAddr, e.PeerAddr.BitLen())))
-	if err == nil {
+	conf := fmt.Sprintf("private_key=%x\nlisten_port=%d\n", e.Key, e.Port)
+	for _, p := range e.Peers {
+		if p.Remote.IsValid() {
+			conf += fmt.Sprintf("public_key=%x\nendpoint=%s\n", p.Key, p.Remote)
+			for _, a := range p.Addrs {
+				conf += fmt.Sprintf("allowed_ip=%s\n", a)
+			}
+		}
+	}
+	if err = dev.IpcSet(conf); err == nil {
 		err = dev.Up()
 	}
 	if err != nil {
