@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo test test-nss test-net race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net deb repro test-deb cross packages clean
+.PHONY: help build demo demo-mesh test test-nss test-net race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,12 @@ demo: ## three hosts, a mesh, and names in every program; needs root; KEEP=1 lea
 	@$(MAKE) --no-print-directory build
 	@$(GOBUILD) -o build/demo ./cmd/internal/demo
 	@build/demo
+
+demo-mesh: ## five hosts, three behind NATs: ssh and a copy outlive a move, a cut and a relay's death; needs root; KEEP=1 as in demo; RECORD=docs/demo-mesh.md
+	@packaging/needs root go gcc libc6-dev binutils iproute2 iputils-ping nftables openssh-client openssh-server
+	@$(MAKE) --no-print-directory build
+	@$(GOBUILD) -o build/demo ./cmd/internal/demo
+	@build/demo -story mesh -record "$(RECORD)"
 
 test: ## all tests; those that need root are skipped, with the reason, without it
 	@packaging/needs go gcc libc6-dev binutils

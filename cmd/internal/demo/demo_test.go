@@ -6,11 +6,19 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"mesh.internal/mesh/cmd/internal/lab"
 )
 
 func addrs(text ...string) (all []netip.Addr) {
@@ -82,6 +90,10 @@ func TestExpectations(t *testing.T) {
 		{"NXDOMAIN", dns("NXDOMAIN"), dig("NXDOMAIN", "aa rd", "0", "1", digSOA), true},
 		{"no server", dns("NXDOMAIN"), result{out: ";; no servers could be reached\n", code: 9}, false},
 
+		{"on the LAN", onLAN(bkero[0]), result{out: "bkero 10.11.0.2 through the tunnel\n 1  1.2 ms  direct 10.11.0.2:7655\n"}, true},
+		{"on the LAN by IPv6", onLAN(bkero[0]), result{out: " 1  1.2 ms  direct [fe80::1%eth0]:7655\n"}, true},
+		{"not on the LAN", onLAN(bkero[0]), result{out: "bkero 10.11.0.2 through the tunnel\n 1  1.2 ms  direct 198.18.2.2:7655\n"}, false},
+
 		{"an invitation", token, result{out: "mesh://abc\n", err: "send it to bkero\n"}, true},
 		{"two lines", token, result{out: "mesh://abc\nmesh://def\n"}, false},
 		{"no invitation", token, result{out: "send it to bkero\n"}, false},
@@ -126,10 +138,115 @@ func TestShow(t *testing.T) {
 	}
 }
 
-func TestUnlocked(t *testing.T) {
+func TestRoot(t *testing.T) {
 	const shadow = "root:!locked:19000:0:99999:7:::\ndaemon:!:19000:0:99999:7:::\n"
 	const want = "root:*:19000:0:99999:7:::\ndaemon:!:19000:0:99999:7:::\n"
-	if got := string(unlocked([]byte(shadow))); got != want {
+	if got := string(root([]byte(shadow), map[int]string{1: "*", 9: "x"})); got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := string(root([]byte("root:x:0:0:root:/root:/bin/bash\n"), map[int]string{5: "/run/login", 6: "/bin/sh"})); got != "root:x:0:0:root:/run/login:/bin/sh\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestSilence measures gaps in what ping -D prints.
+func TestSilence(t *testing.T) {
+	const line = "64 bytes from krum.mesh.internal (fd5c::4): icmp_seq=1 ttl=64 time=0.4 ms\n"
+	pings := "PING krum(krum.mesh.internal (fd5c::4)) 56 data bytes\n"
+	for _, at := range []string{"99.000000", "99.990000", "100.010000", "100.030000", "100.530000", "100.550000"} {
+		pings += "[" + at + "] " + line
+	}
+	pings += "[100.560000] From 10.11.0.5 icmp_seq=9 Destination Host Unreachable\n"
+	at := func(ms int64) time.Time { return time.UnixMilli(ms) }
+	for _, c := range []struct {
+		since, now int64 // milliseconds
+		want       time.Duration
+		back       bool
+	}{
+		{100000, 100560, 500 * time.Millisecond, true},
+		{100030, 100560, 500 * time.Millisecond, true},
+		{99500, 100560, 500 * time.Millisecond, true},
+		{100540, 100560, 10 * time.Millisecond, true},
+		{100000, 103550, 3 * time.Second, false},
+		{100560, 103560, 3 * time.Second, false},
+	} {
+		if got, back := silence(pings, at(c.since), at(c.now)); got != c.want || back != c.back {
+			t.Errorf("from %d to %d: %v, %v", c.since, c.now, got, back)
+		}
+	}
+}
+
+// TestRecord writes what was shown as Markdown.
+func TestRecord(t *testing.T) {
+	dir := t.TempDir()
+	s := &show{out: io.Discard, terminal: true}
+	s.note("one")
+	s.title("Part")
+	s.command("spencer", "sed", "s/a b/c/", "$((n+=1))")
+	s.picture("mesh.svg", []byte("<svg/>"))
+	s.title("Part 2")
+	s.check("right", time.Second, nil)
+	s.result(time.Minute)
+	if err := s.save(filepath.Join(dir, "demo.md"), story{title: "Title", made: "make x"}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "demo.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(got), "```\n")
+	want := "one\n```\n\n## Part\n\n```\nspencer$ sed 's/a b/c/' $((n+=1))\n```\n\n![](mesh.svg)\n\n## Part 2\n\n```\n  ✓ right (1s)\n\nin 1m0s\n1 passed, 0 failed\n```\n"
+	if text != want {
+		t.Errorf("%q\nwant %q", text, want)
+	}
+	if svg, err := os.ReadFile(filepath.Join(dir, "mesh.svg")); err != nil || string(svg) != "<svg/>" {
+		t.Errorf("the picture: %q, %v", svg, err)
+	}
+}
+
+// TestShell types into a real shell, which dies.
+func TestShell(t *testing.T) {
+	lab.Require(t)
+	l := lab.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(func() {
+		cancel()
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	h, err := l.Host("krum")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &demo{ctx: ctx, show: &show{out: io.Discard}, lab: l}
+	open := func() *shell {
+		s, err := d.newShell(&node{Host: h}, "sh")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	for n := range 3 {
+		line, err := s.count(ctx, commandLimit)
+		if err != nil || !strings.HasPrefix(line, fmt.Sprint(n+1, " krum ")) {
+			t.Errorf("%q, %v", line, err)
+		}
+	}
+	other := open()
+	other.counted, other.pid = s.counted, s.pid
+	if line, err := other.count(ctx, commandLimit); err == nil {
+		t.Errorf("another shell passes for the same: %q", line)
+	}
+	if err := s.end(ctx); err != nil {
+		t.Error(err)
+	}
+	if line, err := s.count(ctx, commandLimit); err == nil {
+		t.Errorf("a shell that has ended says %q", line)
+	}
+	io.WriteString(other.in, "kill -KILL $$\n")
+	if line, err := other.count(ctx, commandLimit); err == nil {
+		t.Errorf("a shell that was killed says %q", line)
 	}
 }

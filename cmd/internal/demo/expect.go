@@ -160,6 +160,7 @@ type status struct {
 	Peers []struct {
 		Name   string
 		Direct bool
+		Via    []string
 	}
 	Store struct {
 		State string
@@ -211,4 +212,16 @@ func token(r result) error {
 		return fmt.Errorf("the output is not exactly one line that begins with mesh://")
 	}
 	return nil
+}
+
+// lacks expects success and none of the words.
+func lacks(words ...string) expectation {
+	return func(r result) error {
+		for _, w := range words {
+			if says(w)(r) == nil {
+				return fmt.Errorf("%s is there", w)
+			}
+		}
+		return succeeds(r)
+	}
 }

@@ -10,70 +10,77 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"time"
 )
 
-// login shows ssh by name against a real sshd of bkero, where the machine has one. Keys and configuration are made for
-// the demo and end with the hosts.
-func (d *demo) login() error {
+// logins lets root of one host log in on another, where a real sshd listens on its mesh addresses, and returns the
+// configuration for ssh; none where the machine has no ssh. Keys and configuration are made for the demo and end with the
+// hosts.
+func (d *demo) logins(from, to *node) (where string, err error) {
 	const dir = "/run/login"
 	sshd := "/usr/sbin/sshd"
 	if _, err := os.Stat(sshd); err != nil {
-		d.show.note("skipped: ssh bkero true: no sshd here")
-		return nil
+		d.show.note("skipped: ssh %s true: no sshd here", to.Name)
+		return "", nil
 	}
 	for _, tool := range []string{"ssh", "ssh-keygen"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			d.show.note("skipped: ssh bkero true: no %s here", tool)
-			return nil
+			d.show.note("skipped: ssh %s true: no %s here", to.Name, tool)
+			return "", nil
 		}
 	}
 	for _, key := range []struct {
 		n    *node
 		file string
-	}{{d.bkero, dir + "/host"}, {d.spencer, dir + "/key"}} {
+	}{{to, dir + "/host"}, {from, dir + "/key"}} {
 		if r := d.try(key.n, "sh", "-c", "mkdir -m 700 -p "+dir+" /run/sshd && ssh-keygen -q -t ed25519 -N '' -f "+key.file); r.code != 0 {
-			return fmt.Errorf("making a key: %s", r.err)
+			return "", fmt.Errorf("making a key: %s", r.err)
 		}
 	}
-	public, err := d.spencer.ReadFile(dir + "/key.pub")
+	public, err := from.ReadFile(dir + "/key.pub")
 	if err != nil {
-		return err
+		return "", err
 	}
-	shadow, err := d.bkero.ReadFile("/etc/shadow")
-	if err != nil {
-		return err
+	passwd, err1 := to.ReadFile("/etc/passwd")
+	shadow, err2 := to.ReadFile("/etc/shadow")
+	if err := errors.Join(err1, err2); err != nil {
+		return "", err
 	}
-	listen := "ListenAddress " + strings.Join(strs(d.bkero.status.Self.Addrs), "\nListenAddress ")
+	listen := "ListenAddress " + strings.Join(strs(to.status.Self.Addrs), "\nListenAddress ")
 	err = errors.Join(
-		d.bkero.WriteFile(dir+"/authorized_keys", public, 0o600),
-		d.bkero.WriteFile("/etc/shadow", unlocked(shadow), 0o600),
-		d.bkero.WriteFile(dir+"/sshd_config", []byte(listen+"\nHostKey "+dir+"/host\nAuthorizedKeysFile "+dir+
-			"/authorized_keys\nPidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"), 0o600),
-		d.spencer.WriteFile(dir+"/ssh_config", []byte("IdentityFile "+dir+"/key\nIdentitiesOnly yes\nUserKnownHostsFile "+dir+
+		to.WriteFile(dir+"/authorized_keys", public, 0o600),
+		// A shell in root's own home would do what that says; sshd without PAM refuses a password field that begins with "!".
+		to.WriteFile("/etc/passwd", root(passwd, map[int]string{5: dir, 6: "/bin/sh"}), 0o644),
+		to.WriteFile("/etc/shadow", root(shadow, map[int]string{1: "*"}), 0o600),
+		to.WriteFile(dir+"/sshd_config", []byte(listen+"\nHostKey "+dir+"/host\nAuthorizedKeysFile "+dir+
+			"/authorized_keys\nPidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"), 0o600),
+		from.WriteFile(dir+"/ssh_config", []byte("IdentityFile "+dir+"/key\nIdentitiesOnly yes\nUserKnownHostsFile "+dir+
 			"/known_hosts\nStrictHostKeyChecking accept-new\nBatchMode yes\nConnectTimeout 5\nUser root\n"), 0o600))
 	if err != nil {
-		return err
+		return "", err
 	}
-	p, err := d.bkero.Start(sshd, "-D", "-e", "-f", dir+"/sshd_config")
+	p, err := to.Start(sshd, "-D", "-e", "-f", dir+"/sshd_config")
 	if err != nil {
-		return err
+		return "", err
 	}
-	d.bkero.started = append(d.bkero.started, p)
-	d.show.note("sshd is started on bkero, on its mesh addresses")
-	d.until(d.spencer, "ssh reaches it by name", time.Now(), 10*time.Second, succeeds, "ssh", "-F", dir+"/ssh_config", "bkero", "true")
-	return nil
+	to.started = append(to.started, p)
+	d.show.note("sshd is started on %s, on its mesh addresses", to.Name)
+	return dir + "/ssh_config", nil
 }
 
-// unlocked lets root in with a key: sshd without PAM refuses an account whose password field begins with "!".
-func unlocked(shadow []byte) []byte {
-	var b strings.Builder
-	for line := range strings.Lines(string(shadow)) {
-		if fields := strings.Split(line, ":"); fields[0] == "root" && len(fields) > 1 {
-			fields[1] = "*"
-			line = strings.Join(fields, ":")
+// root changes fields of root's line in passwd(5) or shadow(5).
+func root(file []byte, to map[int]string) []byte {
+	lines := strings.Split(string(file), "\n")
+	for i, line := range lines {
+		fields := strings.Split(line, ":")
+		if fields[0] != "root" {
+			continue
 		}
-		b.WriteString(line)
+		for n, text := range to {
+			if n < len(fields) {
+				fields[n] = text
+			}
+		}
+		lines[i] = strings.Join(fields, ":")
 	}
-	return []byte(b.String())
+	return []byte(strings.Join(lines, "\n"))
 }

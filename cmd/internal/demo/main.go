@@ -2,20 +2,25 @@
 
 //go:build linux
 
-// Demo is the program behind make demo: it starts three hosts and a router, makes a mesh of the hosts with the commands a
-// user would type, and shows that names work in the unchanged programs of the system, also while parts of the mesh are
-// dead. It shows each command with its output and says whether that was right.
+// Demo is the program behind make demo and make demo-mesh: it makes hosts and networks, and a mesh of the hosts with the
+// commands a user would type, and shows that it does what it should in the unchanged programs of the system, also while
+// parts are dead. It shows each command with its output and says whether that was right.
+//
+// There are two stories. "names": three hosts whose names work in every program. "mesh": five hosts, three of them behind
+// NATs, and a login and a copy that go on while a laptop moves, a line breaks and a relay is killed.
 //
 // It takes the programs of the mesh from the folder it is in. The hosts are namespaces (package lab): nothing of the
 // machine is changed and nothing is left, unless KEEP=1 asks for the hosts to stay. Its last line is "N passed, N failed"
 // and its exit status 1 if anything failed.
 //
-// It starts no goroutine of its own. With the argument "serve ADDRESS" it is the web server of one of the hosts.
+// It starts one goroutine, which reads what the login says and ends with it. With the argument "serve ADDRESS" it is the
+// web server of one of the hosts.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,6 +29,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,8 +46,16 @@ func main() {
 		fmt.Fprintln(os.Stderr, serve(os.Args[2]))
 		os.Exit(1)
 	}
+	name := flag.String("story", "names", "show `STORY`: names or mesh")
+	record := flag.String("record", "", "when all was right, write it to `FILE` too, as Markdown, and pictures beside it")
+	flag.Parse()
+	told, ok := stories[*name]
+	if !ok || flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	code := run(ctx, os.Stdout, os.Getenv("KEEP") != "" && os.Getenv("KEEP") != "0")
+	code := run(ctx, os.Stdout, told, *record, os.Getenv("KEEP") != "" && os.Getenv("KEEP") != "0")
 	stop()
 	os.Exit(code)
 }
@@ -57,10 +71,10 @@ func serve(addr string) error {
 	return server.ListenAndServe()
 }
 
-func run(ctx context.Context, out *os.File, keep bool) int {
+func run(ctx context.Context, out *os.File, told story, record string, keep bool) int {
 	begin := time.Now()
 	s := &show{out: out, terminal: isTerminal(out)}
-	if err := missing(); err != nil {
+	if err := missing(told.tools); err != nil {
 		s.printf("mesh demo: error: %v\n", err)
 		return 1
 	}
@@ -69,19 +83,27 @@ func run(ctx context.Context, out *os.File, keep bool) int {
 
 	l := lab.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	d := &demo{ctx: ctx, show: s, lab: l, keep: keep}
-	err := d.story()
+	s.note("%s", machine())
+	err := d.tell(told.parts(d))
 	if err != nil {
 		s.check("the demo goes on", 0, err)
 	}
 	if keep && ctx.Err() == nil {
 		err = d.leave()
 	} else {
+		cancel() // ends the login
 		err = l.Close()
 	}
 	if err != nil {
 		s.check("the hosts end as they should", 0, err)
 	}
 	s.result(time.Since(begin))
+	if record != "" && s.failed == 0 {
+		if err := s.save(record, told); err != nil {
+			s.printf("mesh demo: error: %v\n", err)
+			return 1
+		}
+	}
 	if s.failed > 0 {
 		return 1
 	}
@@ -93,15 +115,12 @@ func isTerminal(f *os.File) bool {
 	return err == nil && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
-// tools are the programs of the system that the demo shows, and the packages that have them.
-var tools = map[string]string{"ping": "iputils-ping", "dig": "bind9-dnsutils", "curl": "curl", "getent": "libc-bin", "ip": "iproute2"}
-
 // missing returns what keeps the demo from beginning, all of it.
-func missing() error {
+func missing(tools map[string]string) error {
 	err := lab.Problem()
 	var packages []string
 	for tool, pkg := range tools {
-		if _, e := exec.LookPath(tool); e != nil {
+		if _, e := exec.LookPath(tool); e != nil && !slices.Contains(packages, pkg) {
 			packages = append(packages, pkg)
 		}
 	}

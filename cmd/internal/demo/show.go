@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -30,6 +31,9 @@ type show struct {
 	out      io.Writer
 	terminal bool // colours and a line that changes; a pipe gets neither
 
+	record   strings.Builder // all of it as Markdown
+	pictures map[string][]byte
+
 	passed, failed int
 	waiting        bool // a line that will be erased is on the terminal
 }
@@ -41,23 +45,36 @@ func (s *show) paint(colour, text string) string {
 	return colour + text + reset
 }
 
-func (s *show) printf(format string, args ...any) {
+// tell writes to the terminal only.
+func (s *show) tell(text string) {
 	if s.waiting {
-		fmt.Fprint(s.out, erase)
+		io.WriteString(s.out, erase)
 		s.waiting = false
 	}
-	fmt.Fprintf(s.out, format, args...)
+	io.WriteString(s.out, text)
 }
 
+func (s *show) printf(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	s.tell(text)
+	s.record.WriteString(colours.ReplaceAllString(text, ""))
+}
+
+var colours = regexp.MustCompile("\x1b\\[[0-9]*m")
+
 // title begins a part of the story.
-func (s *show) title(text string) { s.printf("\n%s\n", s.paint(bold, text)) }
+func (s *show) title(text string) {
+	s.tell("\n" + s.paint(bold, text) + "\n")
+	s.record.WriteString("```\n\n## " + text + "\n\n```\n")
+}
 
 // note says something beside the commands.
 func (s *show) note(format string, args ...any) {
 	s.printf("%s\n", s.paint(dim, fmt.Sprintf(format, args...)))
 }
 
-// command shows what is typed where. A very long argument, which the reader has seen before, is cut short.
+// command shows what is typed where. A very long argument, which the reader has seen before, is cut short; one with a
+// space is quoted.
 func (s *show) command(host string, args ...string) {
 	const longest = 60
 	shown := make([]string, len(args))
@@ -65,16 +82,23 @@ func (s *show) command(host string, args ...string) {
 		if utf8.RuneCountInString(arg) > longest {
 			arg = string([]rune(arg)[:longest-20]) + "…"
 		}
+		if strings.Contains(arg, " ") {
+			arg = "'" + arg + "'"
+		}
 		shown[i] = arg
 	}
 	s.printf("%s %s\n", s.paint(yellow, host+"$"), strings.Join(shown, " "))
 }
 
-// output shows what a command printed: JSON, which programs read, on one line.
+// output shows what a command printed: of JSON, which programs read, the beginning on one line.
 func (s *show) output(text string) {
 	var line bytes.Buffer
 	if strings.HasPrefix(text, "{") && json.Compact(&line, []byte(text)) == nil {
+		const most = 240
 		text = line.String()
+		if utf8.RuneCountInString(text) > most {
+			text = string([]rune(text)[:most]) + "…"
+		}
 	}
 	if text = strings.TrimRight(text, "\n"); text != "" {
 		s.printf("%s\n", text)
@@ -108,6 +132,15 @@ func (s *show) check(claim string, took time.Duration, err error) {
 func (s *show) result(took time.Duration) {
 	s.printf("\n%s\n", s.paint(dim, fmt.Sprintf("in %s", round(took))))
 	s.printf("%d passed, %d failed\n", s.passed, s.failed)
+}
+
+// picture keeps a picture under the name of its file.
+func (s *show) picture(name string, data []byte) {
+	if s.pictures == nil {
+		s.pictures = map[string][]byte{}
+	}
+	s.pictures[name] = data
+	s.record.WriteString("```\n\n![](" + name + ")\n\n```\n")
 }
 
 // round drops the digits nobody reads.

@@ -28,8 +28,8 @@ type demo struct {
 	lab  *lab.Lab
 	keep bool
 
-	spencer, bkero, nibz *node
-	router               *lab.Host
+	nodes   []*node     // in the order in which they were made
+	routers []*lab.Host // not on the mesh
 }
 
 // node is a host on its way to being one of the mesh.
@@ -37,6 +37,7 @@ type node struct {
 	*lab.Host
 	link      *lab.Link
 	daemon    *lab.Process // meshd
+	keeps     bool         // the store
 	store     *lab.Process // meshd-etcd
 	started   []*lab.Process
 	explained map[string]string // what explain has shown of the logs
@@ -146,7 +147,7 @@ func (d *demo) kill(n *node, p *lab.Process, program, signal string) error {
 		return err
 	}
 	command := "kill -" + signal + " " + strconv.Itoa(pid)
-	d.show.command(n.Name, command, "  # "+program)
+	d.show.command(n.Name, strings.Split(command+"   # "+program, " ")...)
 	if r := d.try(n, "sh", "-c", command); r.code != 0 {
 		return fmt.Errorf("%s: %s", command, r.err)
 	}

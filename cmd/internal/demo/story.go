@@ -16,31 +16,29 @@ import (
 	"mesh.internal/mesh/cmd/internal/lab"
 )
 
-const picture = `
-    spencer 198.18.1.2 ──┐
-                         ├── router, not on the mesh ── nibz 198.18.3.2
-    bkero   198.18.2.2 ──┘
-`
+// story is what can be shown.
+type story struct {
+	title string
+	made  string            // by this command
+	tools map[string]string // programs of the system that it shows, and the packages that have them
+	parts func(*demo) []part
+}
 
-// story shows everything in its order. Its error is one after which nothing further can be shown.
-func (d *demo) story() error {
-	type part struct {
-		title string
-		tell  func() error
-	}
-	parts := []part{
-		{"Three hosts, joined by a router", d.hosts},
-		{"spencer makes a mesh", d.found},
-		{"bkero and nibz join it", d.invite},
-		{"Names in the programs of the system", d.names},
-		{"A name added on one host is known on all", d.publish},
-		{"Names for programs that ask DNS", d.dns},
-		{"A web server and a login, by name", d.programs},
-		{"Parts of the mesh die", d.deaths},
-		{"All is well again", d.recovery},
-		{"Two who never met talk without the one who invited them", d.direct},
-		{"At a glance", d.glance},
-	}
+// part is one of a story's. Its error is one after which nothing further can be shown.
+type part struct {
+	title string
+	tell  func() error
+}
+
+var stories = map[string]story{
+	"names": {"A mesh, and its names in every program", "make demo", map[string]string{"ping": "iputils-ping",
+		"dig": "bind9-dnsutils", "curl": "curl", "getent": "libc-bin", "ip": "iproute2"}, tellNames},
+	"mesh": {"A mesh that finds its own way", "make demo-mesh", map[string]string{"ping": "iputils-ping", "ip": "iproute2",
+		"nft": "nftables", "ssh": "openssh-client", "scp": "openssh-client", "sshd": "openssh-server"}, tellJourney},
+}
+
+// tell shows everything in its order.
+func (d *demo) tell(parts []part) error {
 	if !d.keep {
 		parts = append(parts, part{"The end", d.end})
 	}
@@ -56,61 +54,50 @@ func (d *demo) story() error {
 	return nil
 }
 
-// hosts makes the hosts and installs on each what a package would.
-func (d *demo) hosts() error {
-	begin := time.Now()
-	router, err := d.lab.Router("router")
-	if err != nil {
-		return err
+// router makes a host that is not on the mesh and forwards packets.
+func (d *demo) router(name string) (*lab.Host, error) {
+	r, err := d.lab.Router(name)
+	if err == nil {
+		d.routers = append(d.routers, r)
 	}
-	d.router = router
-	lib, err := lab.LibDir()
-	if err != nil {
-		return err
-	}
-	for _, h := range []struct {
-		name string
-		node **node
-	}{{"spencer", &d.spencer}, {"bkero", &d.bkero}, {"nibz", &d.nibz}} {
-		host, err := d.lab.Host(h.name)
-		if err != nil {
-			return err
-		}
-		link, err := d.lab.Connect(host, router)
-		if err != nil {
-			return err
-		}
-		*h.node = &node{Host: host, link: link, explained: map[string]string{}}
-		err = errors.Join(
-			host.Install(built("mesh"), "/usr/bin/mesh", 0o755),
-			host.Install(built("meshd"), "/usr/sbin/meshd", 0o755),
-			host.Install(built("meshd-etcd"), "/usr/sbin/meshd-etcd", 0o755),
-			host.Install(built(module), filepath.Join(lib, module), 0o644))
-		if err != nil {
-			return err
-		}
-	}
-	d.show.printf("%s\n", picture[1:])
-	d.run(d.spencer, "programs look for names in /etc/hosts, then in the mesh, then in DNS", says("files", "mesh", "dns"),
-		"grep", "hosts:", "/etc/nsswitch.conf")
-	d.run(d.spencer, "the hosts reach each other", succeeds, "ping", "-c1", "-W3", d.bkero.link.Addr4.String())
-	d.run(d.spencer, "but the name is not known yet", unknown, "getent", "hosts", "bkero")
-	d.show.note("three hosts in %s", round(time.Since(begin)))
-	return nil
+	return r, err
 }
 
-// up starts a node's daemons and waits until it is well.
-func (d *demo) up(n *node, begin time.Time, within time.Duration) error {
-	var err error
-	if n.daemon, err = d.start(n, "meshd"); err != nil {
-		return err
+// host makes a host without a cable and installs on it what a package would.
+func (d *demo) host(name string) (*node, error) {
+	lib, err := lab.LibDir()
+	if err != nil {
+		return nil, err
 	}
-	if n == d.spencer {
+	h, err := d.lab.Host(name)
+	if err != nil {
+		return nil, err
+	}
+	n := &node{Host: h, explained: map[string]string{}}
+	d.nodes = append(d.nodes, n)
+	return n, errors.Join(
+		h.Install(built("mesh"), "/usr/bin/mesh", 0o755),
+		h.Install(built("meshd"), "/usr/sbin/meshd", 0o755),
+		h.Install(built("meshd-etcd"), "/usr/sbin/meshd-etcd", 0o755),
+		h.Install(built(module), filepath.Join(lib, module), 0o644))
+}
+
+// upLimit is how long a node may take from its daemons' start to being well.
+const upLimit = 30 * time.Second
+
+// up starts those of a node's daemons that do not run and waits until it is well.
+func (d *demo) up(n *node, begin time.Time) (err error) {
+	if !slices.Contains(n.started, n.daemon) {
+		if n.daemon, err = d.start(n, "meshd"); err != nil {
+			return err
+		}
+	}
+	if n.keeps && !slices.Contains(n.started, n.store) {
 		if n.store, err = d.start(n, "meshd-etcd"); err != nil {
 			return err
 		}
 	}
-	r, ok := d.until(n, n.Name+" is on the mesh", begin, within, well(n.Name), "mesh", "status", "--json")
+	r, ok := d.until(n, n.Name+" is on the mesh", begin, upLimit, well(n.Name), "mesh", "status", "--json")
 	if !ok {
 		return fmt.Errorf("%s is not on the mesh", n.Name)
 	}
@@ -118,152 +105,26 @@ func (d *demo) up(n *node, begin time.Time, within time.Duration) error {
 	return err
 }
 
-func (d *demo) found() error {
-	if _, ok := d.run(d.spencer, "the mesh is made", succeeds,
-		"mesh", "init", "--name", "spencer", "--public", d.spencer.link.Addr4.String(), "--store", "embedded"); !ok {
+// found makes a mesh on its first node.
+func (d *demo) found(n *node) error {
+	if _, ok := d.run(n, "the mesh is made", succeeds,
+		"mesh", "init", "--name", n.Name, "--public", n.link.Addr4.String(), "--store", "embedded"); !ok {
 		return errors.New("there is no mesh")
 	}
-	return d.up(d.spencer, time.Now(), 30*time.Second)
+	n.keeps = true
+	return d.up(n, time.Now())
 }
 
-func (d *demo) invite() error {
-	for _, n := range []*node{d.bkero, d.nibz} {
-		r, ok := d.run(d.spencer, "one line, to be sent to "+n.Name, token, "mesh", "invite", n.Name)
-		if !ok {
-			return errors.New("there is no invitation")
-		}
-		begin := time.Now()
-		if _, ok := d.run(n, n.Name+" has its name, address and keys", succeeds, "mesh", "join", strings.TrimSpace(r.out)); !ok {
-			return fmt.Errorf("%s has not joined", n.Name)
-		}
-		if err := d.up(n, begin, 30*time.Second); err != nil {
-			return err
-		}
+// invite gives a host what makes it a node; join has further options.
+func (d *demo) invite(inviter, n *node, options ...string) error {
+	r, ok := d.run(inviter, "one line, to be sent to "+n.Name, token, "mesh", "invite", n.Name)
+	if !ok {
+		return errors.New("there is no invitation")
 	}
-	return nil
-}
-
-func (d *demo) names() error {
-	bkero := d.bkero.status.Self.Addrs
-	bkero4 := ipv4(bkero)
-	d.until(d.spencer, "ping bkero", time.Now(), 10*time.Second, answers(bkero), "ping", "-c1", "-W2", "bkero")
-	d.run(d.spencer, "the name gives an address", resolvesOne("bkero", bkero), "getent", "hosts", "bkero")
-	d.run(d.spencer, "in any case, all of them", resolves("bkero", bkero...), "getent", "ahosts", "BKERO")
-	d.run(d.spencer, "the address gives the name", resolves("bkero", bkero4), "getent", "hosts", bkero4.String())
-	d.until(d.spencer, "the list has everybody", time.Now(), 10*time.Second, everybody("spencer", "bkero", "nibz"), "getent", "hosts")
-	return nil
-}
-
-// everybody expects getent to list all these hosts.
-func everybody(names ...string) expectation {
-	return func(r result) error {
-		for _, name := range names {
-			if err := resolves(name)(r); err != nil {
-				return err
-			}
-		}
-		return nil
+	join := append(append([]string{"mesh", "join"}, options...), strings.TrimSpace(r.out))
+	if _, ok := d.run(n, n.Name+" has its name, address and keys", succeeds, join...); !ok {
+		return fmt.Errorf("%s has not joined", n.Name)
 	}
-}
-
-// printer is the address of a host that is not on the mesh, in the mesh's prefix.
-func (d *demo) printer() netip.Addr {
-	a := ipv4(d.spencer.status.Self.Addrs).As4()
-	a[3] = 77
-	return netip.AddrFrom4(a)
-}
-
-func (d *demo) publish() error {
-	printer := d.printer()
-	d.run(d.spencer, "spencer knows no printer", unknown, "getent", "hosts", "printer")
-	begin := time.Now()
-	d.run(d.nibz, "nibz says where it is", succeeds, "mesh", "host", "add", "printer", printer.String())
-	d.until(d.spencer, "spencer knows it too, so long after the command began", begin, 10*time.Second,
-		resolves("printer", printer), "getent", "hosts", "printer")
-	begin = time.Now()
-	d.run(d.nibz, "a group of hosts, for NFS exports and sshd", succeeds, "mesh", "group", "add", "friends", "bkero", "printer")
-	d.until(d.spencer, "programs know it as a netgroup", begin, 10*time.Second,
-		says("(bkero.mesh.internal,-,)", "(printer.mesh.internal,-,)"), "getent", "netgroup", "friends")
-	d.run(d.spencer, "and people", says("@friends", "nibz", "bkero", "printer"), "mesh", "group", "list")
-	return nil
-}
-
-func (d *demo) dns() error {
-	dig := func(claim string, want expectation, name, kind string) {
-		d.run(d.spencer, claim, want, "dig", "+nocmd", "+noquestion", "+nostats", "+time=3", "+tries=1",
-			"@"+ipv4(d.spencer.status.Self.Addrs).String(), name, kind)
-	}
-	dig("DNS gives the same address", dns("NOERROR", ipv4(d.bkero.status.Self.Addrs)), "bkero.mesh.internal", "A")
-	dig("a name without an IPv6 address is a name (NODATA)", dns("NOERROR"), "printer.mesh.internal", "AAAA")
-	dig("a name that nobody has is none (NXDOMAIN)", dns("NXDOMAIN"), "nobody.mesh.internal", "A")
-	return nil
-}
-
-func (d *demo) programs() error {
-	self := built("demo")
-	if _, err := d.bkero.Start(self, "serve", ":8080"); err != nil {
-		return err
-	}
-	d.show.note("a web server is started on bkero")
-	d.until(d.nibz, "curl reaches it by name", time.Now(), 5*time.Second, says("hello", "from", "bkero"),
-		"curl", "--silent", "--show-error", "--max-time", "5", "http://bkero:8080/")
-	return d.login()
-}
-
-func (d *demo) deaths() error {
-	if err := d.kill(d.spencer, d.spencer.store, "meshd-etcd, the store", "KILL"); err != nil {
-		return err
-	}
-	known := func(n *node, who, name string, addrs []netip.Addr) {
-		d.run(n, who+" still knows "+name, resolves(name, addrs...), "getent", "ahosts", name)
-	}
-	printer := []netip.Addr{d.printer()}
-	known(d.spencer, "spencer", "bkero", d.bkero.status.Self.Addrs)
-	known(d.nibz, "nibz", "printer", printer)
-	if err := d.kill(d.spencer, d.spencer.daemon, "meshd, the daemon", "KILL"); err != nil {
-		return err
-	}
-	known(d.spencer, "spencer, without a daemon,", "bkero", d.bkero.status.Self.Addrs)
-	known(d.spencer, "spencer, without a daemon,", "printer", printer)
-	d.run(d.spencer, "and that nobody has the name nobody", unknown, "getent", "hosts", "nobody")
-	return nil
-}
-
-func (d *demo) recovery() error {
-	begin := time.Now()
-	if err := d.up(d.spencer, begin, 30*time.Second); err != nil {
-		return err
-	}
-	d.until(d.spencer, "ping bkero, so long after the restart", begin, 15*time.Second, answers(d.bkero.status.Self.Addrs),
-		"ping", "-c1", "-W2", "bkero")
-	d.until(d.bkero, "and back", begin, 15*time.Second, answers(d.spencer.status.Self.Addrs), "ping", "-c1", "-W2", "spencer")
-	return nil
-}
-
-func (d *demo) direct() error {
-	spencer, bkero, nibz := d.spencer.status.Self.Addrs, d.bkero.status.Self.Addrs, d.nibz.status.Self.Addrs
-	d.until(d.nibz, "nibz reaches bkero", time.Now(), 10*time.Second, answers(bkero), "ping", "-c1", "-W2", "bkero")
-	d.until(d.nibz, "directly", time.Now(), 10*time.Second, well("nibz", "bkero"), "mesh", "status", "--json")
-	if err := d.spencer.link.Cut(); err != nil {
-		return err
-	}
-	d.show.note("spencer's cable is pulled out of the router")
-	d.run(d.bkero, "spencer is out of reach", silent, "ping", "-c1", "-W1", ipv4(spencer).String())
-	d.until(d.bkero, "bkero reaches nibz", time.Now(), 10*time.Second, answers(nibz), "ping", "-c1", "-W2", "nibz")
-	d.until(d.nibz, "nibz reaches bkero", time.Now(), 10*time.Second, answers(bkero), "ping", "-c1", "-W2", "bkero")
-	if err := d.spencer.link.Restore(); err != nil {
-		return err
-	}
-	d.show.note("spencer's cable is put back")
-	d.until(d.bkero, "bkero reaches spencer again", time.Now(), 30*time.Second, answers(spencer), "ping", "-c1", "-W2", "spencer")
-	return nil
-}
-
-func (d *demo) glance() error {
-	d.until(d.nibz, "nibz is well, and so is the store", time.Now(), 20*time.Second, well("nibz"), "mesh", "status", "--json")
-	d.run(d.nibz, "the mesh, for people", says("nibz", "spencer", "bkero"), "mesh", "status")
-	d.run(d.nibz, "its names, for people", everybody("spencer", "bkero", "nibz", "printer"), "mesh", "hosts")
-	d.run(d.nibz, "and every program can see them", succeeds, "mesh", "doctor", "nss")
 	return nil
 }
 
@@ -274,29 +135,21 @@ func (d *demo) end() error {
 		err := d.kill(n, p, program, "TERM")
 		d.show.check(program+" ends, with exit status 0", time.Since(begin), n.explain(err))
 	}
-	stop(d.spencer, d.spencer.store, "meshd-etcd")
-	for _, n := range []*node{d.spencer, d.bkero, d.nibz} {
+	for _, n := range d.nodes {
+		if n.keeps {
+			stop(n, n.store, "meshd-etcd")
+		}
+	}
+	for _, n := range d.nodes {
 		stop(n, n.daemon, "meshd")
 		d.run(n, "its interface is gone, and with it addresses and routes", lacks("mesh0"), "ip", "-brief", "link")
 	}
 	return nil
 }
 
-// lacks expects success and none of the words.
-func lacks(words ...string) expectation {
-	return func(r result) error {
-		for _, w := range words {
-			if says(w)(r) == nil {
-				return fmt.Errorf("%s is there", w)
-			}
-		}
-		return succeeds(r)
-	}
-}
-
 // leave lets the hosts stay and says how to use and how to end them.
 func (d *demo) leave() error {
-	if d.nibz == nil {
+	if len(d.nodes) == 0 {
 		return d.lab.Close()
 	}
 	if err := d.lab.Detach(); err != nil {
@@ -304,11 +157,14 @@ func (d *demo) leave() error {
 	}
 	d.show.title("The hosts stay (KEEP=1). To enter one:")
 	end := "sudo kill -KILL"
-	for _, n := range []*node{d.spencer, d.bkero, d.nibz} {
+	for _, n := range d.nodes {
 		d.show.printf("  %-8s sudo nsenter -t %d -m -u -i -n -p bash\n", n.Name, n.PID)
 		end += fmt.Sprint(" ", n.PID)
 	}
-	d.show.printf("To end them and all that runs in them:\n  %s %d\n", end, d.router.PID)
+	for _, r := range d.routers {
+		end += fmt.Sprint(" ", r.PID)
+	}
+	d.show.printf("To end them and all that runs in them:\n  %s\n", end)
 	return nil
 }
 
