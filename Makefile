@@ -116,10 +116,14 @@ repro: ## the packages twice, in another folder, time, time zone, umask and cach
 	packaging/repro
 
 test-deb: ## builds and lints the packages, then lives with them on booted bookworm and trixie; writes docs/packaging.md's table
-	@packaging/needs root go git debootstrap systemd-container iproute2
+	@packaging/needs root go git gcc libc6-dev binutils debootstrap systemd-container iproute2 piuparts autopkgtest rpm busybox-static bind9-dnsutils
 	packaging/test/test-deb -b
-	packaging/test/test-chroot bookworm
-	packaging/test/test-chroot trixie
+	for suite in bookworm trixie; do \
+		packaging/test/test-chroot $$suite && packaging/test/test-piuparts $$suite && packaging/test/autopkgtest $$suite && \
+		packaging/test/test-logins $$suite || exit; \
+	done
+	packaging/packages
+	packaging/test/test-packages
 
 cross: ## mesh and meshd for routers, darwin, FreeBSD and Windows: built and vetted
 	@packaging/needs go
