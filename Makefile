@@ -49,9 +49,13 @@ test-nss: ## what harms NSS modules, against ours, a naive one in Go and one in 
 	go test -tags hazard -timeout 20m -run 'TestOtherArchitectures|TestGateBites' ./libnss_mesh
 	go run ./cmd/internal/hazard -o docs/nss-hazards.md
 
-test-net: ## nodes against a real router (miniupnpd) and on real LANs, in namespaces; needs root
-	@packaging/needs root go iproute2 nftables miniupnpd-nftables
+test-net: ## nodes behind every kind of NAT and what breaks between them (docs/net-matrix.md; a part: ARGS="-run REGEXP"), against a real router (miniupnpd) and on real LANs, in namespaces; needs root
+	@packaging/needs root go iproute2 iputils-ping nftables miniupnpd-nftables
 	go test -count=1 -timeout 10m ./cmd/internal/nettest
+	@mkdir -p build
+	@$(GOBUILD) -o build/meshd ./cmd/meshd
+	@$(GOBUILD) -o build/netlab ./cmd/internal/netlab
+	build/netlab -o docs/net-matrix.md $(ARGS)
 
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils

@@ -33,7 +33,7 @@ type traffic struct {
 }
 
 func newEngine(s *seam, l *link.Link, key *ecdh.PrivateKey, port int, log *slog.Logger) (*engine, error) {
-	dev := device.NewDevice(s, l, &device.Logger{
+	dev := device.NewDevice(s, counted{l, s}, &device.Logger{
 		Verbosef: func(f string, a ...any) { log.Debug("wireguard: " + fmt.Sprintf(f, a...)) },
 		Errorf:   func(f string, a ...any) { log.Warn("wireguard: " + fmt.Sprintf(f, a...)) },
 	})

@@ -83,6 +83,11 @@ func (n *Node) Evicted(of identity.Node) bool {
 
 // bury takes a tombstone, from a node that pushed it or, if from is empty, from here.
 func (n *Node) bury(raw []byte, from string) (news bool, err error) {
+	defer func() { // when n.mu is free again
+		if news {
+			n.streams.Review()
+		}
+	}()
 	t, err := n.cfg.Identity.CA.ParseTombstone(raw)
 	if err != nil {
 		return false, err
@@ -132,6 +137,9 @@ func (n *Node) remove(name string) {
 		poke(n.outgoing)
 	} else {
 		n.deactivate(name)
+	}
+	if m.wanted {
+		n.streams.Want(name, nil, false)
 	}
 	for _, a := range r.Node.Addrs {
 		delete(n.byAddr, a)

@@ -31,6 +31,10 @@ type message struct {
 	Sums      *sums    `cbor:"6,keyasint,omitempty"` // what the sender has, summed up
 	List      *list    `cbor:"7,keyasint,omitempty"` // what the sender has, one by one
 	Want      []uint64 `cbor:"8,keyasint,omitempty"` // places of statements that the sender asks for
+
+	Echo   uint64        `cbor:"10,keyasint,omitempty"` // asks for
+	Echoed uint64        `cbor:"11,keyasint,omitempty"` // with the same number
+	Check  *checkRequest `cbor:"12,keyasint,omitempty"` // asks for a frame, and for Echoed when it is sent
 }
 
 var (
@@ -305,6 +309,8 @@ func (n *Node) receive(from netip.Addr, payload []byte) (cost int) {
 		}
 		cost += costAnswer
 	}
+	cost += n.echo(sender, m)
+	cost += n.check(sender, m.Check)
 	if s := m.Sums; s != nil && s.Span.valid() {
 		say, push := n.known.compare(s)
 		for _, a := range say {

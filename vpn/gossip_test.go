@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/ip"
 	"mesh.internal/mesh/vpn/link"
 	"mesh.internal/mesh/vpn/vpntest"
 )
@@ -97,7 +98,7 @@ func FuzzPacket(f *testing.F) {
 	f.Add(packet(a, a, []byte("x")))
 	f.Add([]byte{0x45})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		from, ok := source(b)
+		from, _, ok := ip.Addrs(b)
 		if isControl(b) && (!ok || !from.Is6()) {
 			t.Fatalf("a control packet from %v", from)
 		}
@@ -106,7 +107,7 @@ func FuzzPacket(f *testing.F) {
 
 // running gives a node that does not run a seam, whose queue shows what it sends.
 func (n *Node) running(t testing.TB) *seam {
-	s, err := newSeam(vpntest.NewTUN())
+	s, err := newSeam(vpntest.NewTUN(), 1380)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,14 +119,14 @@ func (n *Node) running(t testing.TB) *seam {
 func (s *seam) sent(t testing.TB) (all []message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range s.queue {
+	for _, p := range s.injected {
 		var m message
 		if err := decMode.Unmarshal(p[controlHead:], &m); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, m)
 	}
-	s.queue = nil
+	s.injected = nil
 	return all
 }
 

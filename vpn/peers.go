@@ -27,6 +27,7 @@ type member struct {
 	wanted              bool // a stream
 	udpSince, noneSince time.Time
 	hosts               []netip.AddrPort // its public names, resolved
+	echoes, checks      pacer            // answered to it, sent for it
 }
 
 const (
@@ -297,19 +298,10 @@ func (n *Node) Peers() []PeerStatus {
 		}
 	}
 	var out []PeerStatus
-	for name, r := range n.records {
-		if name == n.self {
-			continue
+	for name := range n.records {
+		if name != n.self {
+			out = append(out, n.statusOf(name, t))
 		}
-		ps := PeerStatus{Name: name, Addrs: r.Node.Addrs}
-		if p := n.peers[name]; p != nil {
-			s, tr := p.Status(), t[p.DstToString()]
-			ps.Active, ps.Neighbour = true, n.isNeighbour(name) || s.Kept
-			ps.Endpoint, ps.Via, ps.Stream = s.Way.Addr, n.names(s.Way.Via), s.Way.Stream
-			ps.Reason, ps.RTT, ps.Loss, ps.MTU, ps.LastHeard = s.Reason, s.RTT, s.Loss, inner(s.MTU), s.LastHeard
-			ps.Handshake, ps.RX, ps.TX = tr.handshake, tr.rx, tr.tx
-		}
-		out = append(out, ps)
 	}
 	slices.SortFunc(out, func(a, b PeerStatus) int {
 		if a.Name < b.Name {
@@ -318,6 +310,19 @@ func (n *Node) Peers() []PeerStatus {
 		return 1
 	})
 	return out
+}
+
+// statusOf is how things stand with a known node; of its traffic, what t has. n.mu is held.
+func (n *Node) statusOf(name string, t map[string]traffic) PeerStatus {
+	ps := PeerStatus{Name: name, Addrs: n.records[name].Node.Addrs}
+	if p := n.peers[name]; p != nil {
+		s, tr := p.Status(), t[p.DstToString()]
+		ps.Active, ps.Neighbour = true, n.isNeighbour(name) || s.Kept
+		ps.Endpoint, ps.Via, ps.Stream = s.Way.Addr, n.names(s.Way.Via), s.Way.Stream
+		ps.Reason, ps.RTT, ps.Loss, ps.MTU, ps.LastHeard = s.Reason, s.RTT, s.Loss, inner(s.MTU), s.LastHeard
+		ps.Handshake, ps.RX, ps.TX = tr.handshake, tr.rx, tr.tx
+	}
+	return ps
 }
 
 // names are those of a route's relays. n.mu is held.

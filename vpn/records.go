@@ -167,13 +167,13 @@ func (n *Node) announce(after uint64) {
 			eps = append(eps, ap)
 		}
 	}
-	said := identity.Said{Endpoints: eps, Hosts: hosts, Links: n.links(), NoRelay: n.cfg.NoRelay, Subnets: n.cfg.Subnets}
+	said := identity.Said{Endpoints: eps, Hosts: hosts, Links: n.links(), NoRelay: n.cfg.NoRelay, Subnets: n.cfg.Subnets, Join: n.cfg.Join}
 	old := n.records[n.self]
 	if old != nil {
 		after = max(after, old.Seq)
 		said.Links = steady(old.Links, said.Links)
-		if same := slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.NoRelay == said.NoRelay && slices.Equal(old.Subnets, said.Subnets); after == old.Seq && same && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
-			if slices.Equal(old.Links, said.Links) || !n.said.may(time.Now()) {
+		if same := slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.NoRelay == said.NoRelay && old.Join == said.Join && slices.Equal(old.Subnets, said.Subnets); after == old.Seq && same && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
+			if slices.Equal(old.Links, said.Links) || !n.said.may(time.Now(), linksEvery, linksBurst) {
 				return
 			}
 		}
@@ -188,19 +188,19 @@ func (n *Node) announce(after uint64) {
 	n.flood(place(kindRecord, n.self), "")
 }
 
-// pacer bounds how often links are announced: a few at once, then one per linksEvery.
+// pacer bounds how often something is done: burst times at once, then once per every.
 type pacer struct {
 	left float64
 	at   time.Time
 }
 
 const (
-	linksBurst = 5
+	linksBurst = 5 // changes of links, announced
 	linksEvery = 15 * time.Second
 )
 
-func (p *pacer) may(now time.Time) bool {
-	p.left = min(p.left+now.Sub(p.at).Seconds()/linksEvery.Seconds(), linksBurst)
+func (p *pacer) may(now time.Time, every time.Duration, burst float64) bool {
+	p.left = min(p.left+now.Sub(p.at).Seconds()/every.Seconds(), burst)
 	p.at = now
 	if p.left < 1 {
 		return false

@@ -17,6 +17,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,7 @@ type Config struct {
 	Prefixes  []netip.Prefix    // the mesh's, IPv4 and IPv6: the interface's addresses have their lengths
 	Port      int               // UDP
 	Public    []string          // host:port, announced before the machine's own addresses
+	Join      uint16            // TCP port where this node lets invited strangers in, announced; 0: nowhere
 	Connect   []string          // nodes to keep a tunnel to
 	Subnets   []identity.Subnet // networks behind this node, of those that its certificate allows
 	Event     func(Event)       // is told what happens; called with locks held, must not block; may be nil
@@ -50,9 +52,10 @@ type Config struct {
 	StateDir  string // records.cbor lives here
 	Log       *slog.Logger
 
-	TUN    tun.Device                   // tests: instead of a kernel interface
-	Bind   conn.Bind                    // tests: instead of UDP sockets
-	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
+	TUN    tun.Device                                   // tests: instead of a kernel interface
+	Bind   conn.Bind                                    // tests: instead of UDP sockets
+	Locals func() ([]netip.Addr, error)                 // tests: instead of the machine's addresses
+	Socket func(network string) (net.PacketConn, error) // tests: instead of a UDP socket at any port
 	// Tests: instead of netif.Watch; nil with a TUN: addresses do not change.
 	Watch func(ctx context.Context, changed func()) error
 	// Tests in a bubble of testing/synctest: gets each of the engine's peers, to keep it from the garbage collector.
@@ -85,7 +88,9 @@ type Node struct {
 	outgoing  chan struct{} // capacity 1: something is to be pushed
 	differ    chan struct{} // capacity 1: a comparison is due sooner
 
-	budgets budgets    // has its own lock
+	budgets budgets // has its own lock
+	echoes  echoes  // the same
+	checks  checks
 	saving  sync.Mutex // held while evicted.cbor is written; taken before mu
 
 	owners atomic.Pointer[owners] // replaced as a whole
@@ -132,6 +137,7 @@ func New(cfg Config) (*Node, error) {
 	n.owners.Store(&owners{})
 	n.streamUp = map[string]bool{}
 	n.streams = stream.New(stream.Config{Identity: cfg.Identity, Dial: cfg.Dial, Receive: n.streamed, Changed: n.streamChanged, Log: cfg.Log})
+	n.checks.elsewhere = make(chan elsewhere, checksFast)
 	var ok bool
 	if n.addr6, ok = addr6(cfg.Identity.Node); !ok {
 		return nil, fmt.Errorf("the certificate of %s has no IPv6 address: ask for a new invitation and join again", n.self)
@@ -173,16 +179,17 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if bind == nil {
 		bind = conn.NewStdNetBind()
 	}
-	s, err := newSeam(dev)
+	s, err := newSeam(dev, n.cfg.MTU)
 	if err != nil {
 		dev.Close()
 		return err
 	}
-	s.control, s.heard, s.demand = n.enqueue, n.heard, n.demand
+	s.control, s.heard, s.demand, s.peerOf, s.pathMTU = n.enqueue, n.heard, n.demand, n.endpoint, n.mtu
 	l := link.New(bind, n.cfg.Identity.WG, n.cfg.MTU+sealed)
 	l.SetRelay(!n.cfg.NoRelay, n.cfg.RelayRate)
 	l.Stranger = n.knock
 	l.Stream = n.streams.Send
+	l.Elsewhere = n.askedElsewhere
 	l.Changed = func(*link.Peer) { poke(n.relink) }
 	e, err := newEngine(s, l, n.cfg.Identity.WG, n.cfg.Port, n.cfg.Log)
 	if err != nil {
@@ -209,6 +216,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	wg.Go(func() { n.save(ctx) })
 	wg.Go(func() { n.admit(ctx) })
 	wg.Go(func() { n.tend(ctx) })
+	wg.Go(func() { n.answerElsewhere(ctx) })
 	wg.Go(func() { n.sweep(ctx) })
 	if n.cfg.TUN == nil {
 		wg.Go(func() { n.route(ctx) })
@@ -251,4 +259,12 @@ func (n *Node) heard(from netip.Addr) {
 	if p := n.owners.Load().peer(from); p != nil {
 		p.Heard(time.Now())
 	}
+}
+
+// endpoint is the node to which the engine sends what goes to dst; nil: none.
+func (n *Node) endpoint(dst netip.Addr) conn.Endpoint {
+	if p := n.owners.Load().peer(dst); p != nil {
+		return p
+	}
+	return nil
 }

@@ -79,7 +79,7 @@ func (m *mesh) start(n *node, connect ...string) {
 	var err error
 	c := vpn.Config{Identity: n.id, Prefixes: []netip.Prefix{prefix4, m.ca.Prefix6()}, Port: 7655, Connect: connect,
 		StateDir: n.dir, MTU: 1380, TUN: n.tun, Bind: n.bind, Log: slog.New(slog.DiscardHandler),
-		Locals: func() ([]netip.Addr, error) { return []netip.Addr{n.addr.Addr()}, nil }}
+		Locals: func() ([]netip.Addr, error) { return []netip.Addr{n.addr.Addr()}, nil }, Socket: m.socketAt(n.addr.Addr())}
 	if m.config != nil {
 		m.config(&c)
 	}

@@ -22,11 +22,13 @@ import (
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/join"
 	"mesh.internal/mesh/vpn/netif"
+	"mesh.internal/mesh/vpn/tcp"
 )
 
 func (a *app) initCommand() *cobra.Command {
 	c := config.Default()
 	var prefix, store string
+	var subnets []string
 	cmd := &cobra.Command{
 		Use: "init --name NAME", Short: "make a new mesh, with this machine as its first node", Args: cobra.NoArgs,
 		Example: "  mesh init --name spencer --public 203.0.113.7",
@@ -45,6 +47,11 @@ func (a *app) initCommand() *cobra.Command {
 				return err
 			}
 			c.Prefix = p.String()
+			allowed, err := parseSubnets(subnets)
+			if err != nil {
+				return err
+			}
+			c.Subnet = texts(allowed)
 			b, err := c.Bytes()
 			if err == nil {
 				_, err = config.Parse(b) // every rule of the file holds for the flags too
@@ -64,7 +71,7 @@ func (a *app) initCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cert, err := ca.Issue(c.Name, c.Domain, []netip.Addr{p.Addr().Next(), a6}, &key.PublicKey)
+			cert, err := ca.Issue(c.Name, c.Domain, []netip.Addr{p.Addr().Next(), a6}, &key.PublicKey, allowed...)
 			if err != nil {
 				return err
 			}
@@ -85,11 +92,35 @@ func (a *app) initCommand() *cobra.Command {
 	f.StringVar(&c.Name, "name", "", "this node's `name`: one label, a-z, 0-9 and hyphens")
 	f.StringVar(&c.Mesh, "mesh", c.Mesh, "the mesh's `name`")
 	f.StringSliceVar(&c.Public, "public", nil, "`host[:port]` at which others reach this machine; may be given more than once")
+	f.StringSliceVar(&subnets, "subnet", nil, subnetUsage)
 	f.StringVar(&prefix, "prefix", "", "the mesh's IPv4 `prefix`, private (default: a /16 that no route of this machine overlaps)")
 	f.StringVar(&c.Domain, "domain", c.Domain, "the `zone` of the mesh's names")
 	f.StringVar(&store, "store", "embedded", "`where` names are kept: embedded, or URLs of an etcd with commas between them")
 	f.IntVar(&c.Port, "port", c.Port, "UDP and TCP `port`")
 	return cmd
+}
+
+const subnetUsage = "a `network` behind the node that it may be the router of for the whole mesh, as 10.99.0.0/24; may be given more than once"
+
+func parseSubnets(all []string) (out []netip.Prefix, err error) {
+	for _, s := range all {
+		p, err := netip.ParsePrefix(s)
+		if err == nil {
+			err = identity.CheckSubnet(p)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--subnet: %w", err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func texts(all []netip.Prefix) (out []string) {
+	for _, p := range all {
+		out = append(out, p.String())
+	}
+	return out
 }
 
 // choosePrefix checks the wanted prefix, or finds one that overlaps no route of this machine.
@@ -189,9 +220,10 @@ func (a *app) startServices(out io.Writer, embedded bool) error {
 func (a *app) inviteCommand() *cobra.Command {
 	var q api.Invite
 	var addr string
+	var subnets []string
 	cmd := &cobra.Command{
 		Use: "invite NAME", Short: "print an invitation for a new node", Args: cobra.ExactArgs(1),
-		Long: "Prints one line, which lets one machine join the mesh as NAME, once. Whoever has the line can join: send it over a channel that you trust.",
+		Long: "Prints one line, which lets one machine join the mesh as NAME, once. Whoever has the line can join: send it over a channel that you trust. The new node needs to reach this one or, where that is behind NAT, one of up to three members with public addresses that the line names too; they pass on what they cannot read.",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			q.Name = args[0]
 			if err := identity.CheckName(q.Name); err != nil {
@@ -202,16 +234,23 @@ func (a *app) inviteCommand() *cobra.Command {
 					return fmt.Errorf("--address: %w", err)
 				}
 			}
+			if q.Subnets, err = parseSubnets(subnets); err != nil {
+				return err
+			}
 			var inv api.Invitation
 			if err := a.client().Do(cmd.Context(), "POST", "/v1/invite", q, &inv); err != nil {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), inv.Token)
+			if inv.Warning != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "mesh: hint:", inv.Warning)
+			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s will have %s. On that machine, until %s: mesh join TOKEN\n", q.Name, inv.Addr, inv.Expires.Local().Format("2006-01-02 15:04"))
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&addr, "address", "", "the new node's IPv4 `address` (default: the lowest free one)")
+	cmd.Flags().StringSliceVar(&subnets, "subnet", nil, subnetUsage)
 	cmd.Flags().DurationVar(&q.Expires, "expires", 24*time.Hour, "how `long` the invitation is good")
 	return cmd
 }
@@ -219,6 +258,7 @@ func (a *app) inviteCommand() *cobra.Command {
 func (a *app) joinCommand() *cobra.Command {
 	c := config.Default()
 	var overlap bool
+	var proxy string
 	cmd := &cobra.Command{
 		Use: "join TOKEN", Short: "join the mesh that an invitation is for", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -229,11 +269,15 @@ func (a *app) joinCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			dial, err := tcp.Through(proxy)
+			if err != nil {
+				return fmt.Errorf("--proxy: %w", err)
+			}
 			key, wg, err := a.paths.Keys()
 			if err != nil {
 				return err
 			}
-			r, err := join.Join(cmd.Context(), t, key, wg)
+			r, err := join.Join(cmd.Context(), dial, t, key, wg)
 			if err != nil {
 				return err
 			}
@@ -249,8 +293,12 @@ func (a *app) joinCommand() *cobra.Command {
 				return hinted{fmt.Errorf("the mesh's prefix %s overlaps the route %s of this machine, so one would hide the other", p, route),
 					"take that route away, or join with --allow-overlap; the invitation is still good for this machine"}
 			}
+			c.Subnet = texts(r.Identity.Node.Subnets)
 			c.Name, c.Mesh, c.Domain, c.Prefix = r.Identity.Node.Name, r.Mesh.Name, r.Mesh.Domain, r.Mesh.Prefix
 			c.Store.Endpoints, c.Connect = r.Mesh.Store, []string{r.Mesh.Inviter}
+			if r.Via != "" { // the inviter may be out of our reach
+				c.Connect = append(c.Connect, r.Via)
+			}
 			if !cmd.Flags().Changed("port") {
 				c.Port = int(r.Mesh.Port)
 			}
@@ -274,7 +322,8 @@ func (a *app) joinCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&c.Public, "public", nil, "`host[:port]` at which others reach this machine, if there is one")
-	f.IntVar(&c.Port, "port", c.Port, "UDP `port` (default: the inviter's)")
+	f.IntVar(&c.Port, "port", c.Port, "UDP and TCP `port` (default: the inviter's)")
+	f.StringVar(&proxy, "proxy", "", "join through this HTTP or SOCKS 5 proxy: a `URL` like http://user:password@host:port or socks5://host:port, or env for what HTTPS_PROXY says")
 	f.BoolVar(&overlap, "allow-overlap", false, "join although a route of this machine overlaps the mesh's prefix")
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"os"
 	"strings"
@@ -25,7 +26,12 @@ func paint(out io.Writer) func(colour, s string) string {
 	if !ok || !term.IsTerminal(int(f.Fd())) || os.Getenv("NO_COLOR") != "" {
 		return func(_, s string) string { return s }
 	}
-	return func(colour, s string) string { return "\x1b[" + colour + "m" + s + "\x1b[0m" }
+	return func(colour, s string) string {
+		if colour == "" {
+			return s
+		}
+		return "\x1b[" + colour + "m" + s + "\x1b[0m"
+	}
 }
 
 // SGR codes.
@@ -35,6 +41,7 @@ const (
 	red    = "31"
 	green  = "32"
 	yellow = "33"
+	cyan   = "36"
 )
 
 func (a *app) statusCommand() *cobra.Command {
@@ -70,32 +77,10 @@ func showStatus(w io.Writer, s api.Status, now time.Time) error {
 		fmt.Fprintf(w, "reached at %s\n", strings.Join(s.Self.Endpoints, ", "))
 	}
 	fmt.Fprintln(w)
-	width := 4
-	for _, q := range s.Peers {
-		width = max(width, len(q.Name))
-	}
 	if len(s.Peers) == 0 {
 		fmt.Fprintln(w, "no other nodes yet: `mesh invite NAME` lets one in")
-	} else {
-		fmt.Fprintln(w, p(dim, fmt.Sprintf("%-*s  %-15s  %-28s  %9s  %10s  %8s  %8s", width, "PEER", "ADDRESS", "WAY", "RTT", "HANDSHAKE", "RECEIVED", "SENT")))
 	}
-	for _, q := range s.Peers {
-		way, colour, rtt, hs := "no way known now", yellow, "-", "never"
-		if q.Endpoint != "" {
-			way, colour = "direct "+q.Endpoint, green
-			rtt = fmt.Sprintf("%.1f ms", q.RTT)
-		}
-		if q.LastHandshake != nil {
-			hs = short(now.Sub(*q.LastHandshake)) + " ago"
-		} else if q.Endpoint == "" {
-			colour = dim
-		}
-		addr := ""
-		if len(q.Addrs) > 0 {
-			addr = q.Addrs[0].String()
-		}
-		fmt.Fprintf(w, "%-*s  %-15s  %s  %9s  %10s  %8s  %8s\n", width, q.Name, addr, p(colour, fmt.Sprintf("%-28s", way)), rtt, hs, bytes(q.RX), bytes(q.TX))
-	}
+	showPeers(w, p, s.Peers, now)
 	fmt.Fprintln(w)
 	switch s.Store.State {
 	case "ok":
@@ -124,6 +109,54 @@ func showStatus(w io.Writer, s api.Status, now time.Time) error {
 		fmt.Fprintf(w, "%s %s\n", p(yellow, "warning"), x)
 	}
 	return nil
+}
+
+func showPeers(w io.Writer, p func(colour, s string) string, peers []api.Peer, now time.Time) {
+	name, way := len("PEER"), len("WAY")
+	for _, q := range peers {
+		text, _ := wayTo(q)
+		name, way = max(name, len(q.Name)), max(way, len(text))
+	}
+	line := func(peer, addr, text, rtt, handshake, received, sent, colour string) string {
+		return fmt.Sprintf("%-*s  %-15s  %s  %9s  %10s  %9s  %9s", name, peer, addr, p(colour, fmt.Sprintf("%-*s", way, text)), rtt, handshake, received, sent)
+	}
+	for i, q := range peers {
+		if i == 0 {
+			fmt.Fprintln(w, p(dim, line("PEER", "ADDRESS", "WAY", "RTT", "HANDSHAKE", "RECEIVED", "SENT", "")))
+		}
+		text, colour := wayTo(q)
+		addr, rtt, hs := "", "-", "never"
+		if len(q.Addrs) > 0 {
+			addr = q.Addrs[0].String()
+		}
+		if q.RTT > 0 {
+			rtt = fmt.Sprintf("%.1f ms", q.RTT)
+		}
+		if q.LastHandshake != nil {
+			hs = short(now.Sub(*q.LastHandshake)) + " ago"
+		}
+		fmt.Fprintln(w, line(q.Name, addr, text, rtt, hs, bytes(q.RX), bytes(q.TX), colour))
+	}
+}
+
+// wayTo is how packets get to a peer now, and the colour to say it in.
+func wayTo(q api.Peer) (text, colour string) {
+	switch {
+	case q.Direct:
+		text, colour = "direct "+q.Endpoint, green
+	case len(q.Via) > 0:
+		text, colour = "via "+strings.Join(q.Via, ", "), cyan
+	case q.Stream:
+		text, colour = "tls", cyan
+	case q.Active:
+		return "no way known now", yellow
+	default:
+		return "idle", dim
+	}
+	if lost := math.Round(q.Loss * 100); lost >= 1 {
+		text, colour = fmt.Sprintf("%s, %.0f%% lost", text, lost), yellow
+	}
+	return text, colour
 }
 
 func addrs(as []netip.Addr) string {

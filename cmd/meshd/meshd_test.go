@@ -47,8 +47,8 @@ func TestMain(m *testing.M) {
 
 var built string
 
-// machine is a host with the programs, reachable by nobody.
-func machine(t *testing.T) *lab.Host {
+// internet is a lab with a router, to which hosts can be attached.
+func internet(t *testing.T) (*lab.Lab, *lab.Host) {
 	if testing.Short() {
 		t.Skip("runs the programs as they are shipped, which the race detector does not see")
 	}
@@ -63,11 +63,18 @@ func machine(t *testing.T) *lab.Host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := l.Host("spencer")
+	return l, router
+}
+
+// attach makes a host with the programs.
+func attach(t *testing.T, l *lab.Lab, router *lab.Host, name string) (*lab.Host, *lab.Link) {
+	t.Helper()
+	h, err := l.Host(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Connect(h, router); err != nil {
+	link, err := l.Connect(h, router)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for name, path := range programs {
@@ -75,6 +82,13 @@ func machine(t *testing.T) *lab.Host {
 			t.Fatal(err)
 		}
 	}
+	return h, link
+}
+
+// machine is a host with the programs, reachable by nobody.
+func machine(t *testing.T) *lab.Host {
+	l, router := internet(t)
+	h, _ := attach(t, l, router, "spencer")
 	return h
 }
 
@@ -97,6 +111,17 @@ func must(t *testing.T, h *lab.Host, command string) string {
 		t.Fatalf("%s: %s", command, out)
 	}
 	return out
+}
+
+// until repeats a command until it says what is wanted.
+func until(t *testing.T, h *lab.Host, what, command, want string) {
+	t.Helper()
+	begin := time.Now()
+	for out := ""; !strings.Contains(out, want); out, _ = say(t, h, command) {
+		if time.Since(begin) > 20*time.Second {
+			t.Fatalf("%s: %s", what, out)
+		}
+	}
 }
 
 // up starts meshd and waits until its API answers.
@@ -156,7 +181,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 	must(t, h, "cp /etc/mesh/mesh.toml /run/good.toml; sed -i '3i colour = \"red\"' /etc/mesh/mesh.toml")
 	daemon("an unknown key", "meshd", "/etc/mesh/mesh.toml:3: unknown key", "colour")
 	daemon("an unknown key", "meshd -check", "unknown key")
-	must(t, h, "sed 's/^port.*/port = 99999/' /run/good.toml >/etc/mesh/mesh.toml")
+	must(t, h, "sed 's/^port =.*/port = 99999/' /run/good.toml >/etc/mesh/mesh.toml")
 	daemon("a bad value", "meshd", "port: 99999")
 	must(t, h, "cp /run/good.toml /etc/mesh/mesh.toml; cp /var/lib/mesh/node.crt /run; echo x >/var/lib/mesh/node.crt")
 	daemon("a damaged certificate", "meshd", "/var/lib/mesh/node.crt", "restore it from a backup")
@@ -228,15 +253,7 @@ func TestStoreComesAndGoes(t *testing.T) {
 	if out := must(t, h, "mesh host add early 10.11.7.1 2>&1"); !strings.Contains(out, "The store is away") {
 		t.Errorf("without a store: %q", out)
 	}
-	until := func(what, command, want string) {
-		t.Helper()
-		begin := time.Now()
-		for out := ""; !strings.Contains(out, want); out, _ = say(t, h, command) {
-			if time.Since(begin) > 20*time.Second {
-				t.Fatalf("%s: %s", what, out)
-			}
-		}
-	}
+	until := func(what, command, want string) { t.Helper(); until(t, h, what, command, want) }
 	etcd, err := h.Start("meshd-etcd")
 	if err != nil {
 		t.Fatal(err)

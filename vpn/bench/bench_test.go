@@ -35,10 +35,10 @@ func TestBench(t *testing.T) {
 		tun.Close()
 	}
 	var out strings.Builder
-	if err := bench(context.Background(), &out, options{rounds: 1, length: 50 * time.Millisecond, pings: 5}); err != nil {
+	if err := bench(context.Background(), &out, options{rounds: 1, length: 50 * time.Millisecond, pings: 5, streams: 2, both: true}); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"mesh, MTU 1380", "wireguard-go, MTU 1420", "TCP Mbit/s", "≥ 0.97"} {
+	for _, want := range []string{"mesh, MTU 1380", "wireguard-go, MTU 1420", "TCP Mbit/s", "≥ 0.97", "≤ 0.30", "CPU us a packet"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the table has no %q:\n%s", want, out.String())
 		}

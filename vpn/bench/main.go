@@ -8,7 +8,8 @@
 //
 // The contestants take turns, each round in the reverse of the last one's order. For each run namespaces, interfaces and
 // processes are new, so that neither luck nor memory of one run is the next one's. After a warm-up small UDP packets go
-// to and fro, and then one TCP connection (cubic) sends as fast as it can. What arrived is counted by the receiver, and
+// to and fro, then one TCP connection (cubic) or several send as fast as they can, perhaps in both directions, and last
+// small UDP packets as fast as they can. What arrived is counted by the receiver, and
 // the interfaces' counters must agree that it went through the tunnel and, sealed, over the cable. The CPU time is that
 // of the two tunnel processes. Both contestants are young processes that still touch new memory, which the absolute
 // figures contain and the ratios compare: where a page fault is dear, so is every packet, and a difference looks smaller.
@@ -42,6 +43,8 @@ import (
 type options struct {
 	rounds  int
 	length  time.Duration // of a run
+	streams int           // TCP connections at once
+	both    bool          // in both directions at once
 	pings   int           // on the idle tunnel, in a run
 	profile string        // folder for CPU profiles of the tunnel processes
 }
@@ -57,6 +60,8 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 6, "how often each contestant runs; an even number puts each as often first as last")
 	flag.DurationVar(&o.length, "time", 1250*time.Millisecond, "how long TCP sends in a run")
+	flag.IntVar(&o.streams, "streams", 1, "TCP connections at once")
+	flag.BoolVar(&o.both, "both", false, "the same from the other end at the same time")
 	flag.IntVar(&o.pings, "pings", 200, "round trips on the idle tunnel in a run")
 	flag.StringVar(&o.profile, "profile", "", "`folder` for CPU profiles of the tunnel processes (go tool pprof)")
 	flag.Parse()
@@ -78,8 +83,10 @@ func play(args []string) error {
 		return playSink(os.Stdin, os.Stdout)
 	case args[0] == "ping" && len(args) == 4:
 		return playPing(args[1], args[2], args[3], os.Stdout)
-	case args[0] == "send" && len(args) == 3:
-		return playSend(args[1], args[2], os.Stdout)
+	case args[0] == "send" && len(args) == 4:
+		return playSend(args[1], args[2], args[3], os.Stdout)
+	case args[0] == "flood" && len(args) == 3:
+		return playFlood(args[1], args[2], os.Stdout)
 	}
 	return errors.New("this is not for people: run it without arguments, or with -help")
 }
@@ -91,6 +98,8 @@ type run struct {
 	memory float64   // MiB, the most that a tunnel process had resident
 	idle   []float64 // round trips, microseconds, sorted
 	loaded []float64 // the same while TCP sends
+	rate   float64   // small packets that arrived in a second
+	packet float64   // CPU time for one of them, microseconds, of both tunnel processes
 }
 
 // warmUp is how long TCP sends before anything is measured: handshakes, paths, pools.
@@ -100,8 +109,8 @@ func bench(ctx context.Context, out io.Writer, o options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("making network namespaces needs root: sudo make bench")
 	}
-	if o.rounds < 1 || o.length <= 0 || o.pings < 1 {
-		return errors.New("nothing to measure: -rounds, -time and -pings must be positive")
+	if o.rounds < 1 || o.length <= 0 || o.pings < 1 || o.streams < 1 {
+		return errors.New("nothing to measure: -rounds, -time, -pings and -streams must be positive")
 	}
 	printHead(out, o)
 	all := contestants()
@@ -140,10 +149,10 @@ func (a *arena) measure(ctx context.Context, c contestant, round int, o options)
 	}
 	to := netip.AddrPortFrom(a.ends[1].Addr.Addr(), sinkPort).String()
 	var s sent
-	if err := a.ask(ctx, &s, "send", to, warmUp.String()); err != nil {
+	if err := a.ask(ctx, 0, &s, "send", to, warmUp.String(), "1"); err != nil {
 		return r, err
 	}
-	if err := a.ask(ctx, &r.idle, "ping", to, fmt.Sprint(o.pings), pingGap.String()); err != nil {
+	if err := a.ask(ctx, 0, &r.idle, "ping", to, fmt.Sprint(o.pings), pingGap.String()); err != nil {
 		return r, err
 	}
 	before, err := a.counters()
@@ -154,7 +163,15 @@ func (a *arena) measure(ctx context.Context, c contestant, round int, o options)
 	if err != nil {
 		return r, err
 	}
-	if err := a.ask(ctx, &s, "send", to, o.length.String()); err != nil {
+	back, backErr := sent{}, make(chan error, 1)
+	if o.both {
+		from := netip.AddrPortFrom(a.ends[0].Addr.Addr(), sinkPort).String()
+		go func() { backErr <- a.ask(ctx, 1, &back, "send", from, o.length.String(), fmt.Sprint(o.streams)) }()
+	} else {
+		backErr <- nil
+	}
+	err = a.ask(ctx, 0, &s, "send", to, o.length.String(), fmt.Sprint(o.streams))
+	if err := errors.Join(err, <-backErr); err != nil {
 		return r, err
 	}
 	cpuAfter, err := a.cpuTime()
@@ -165,15 +182,18 @@ func (a *arena) measure(ctx context.Context, c contestant, round int, o options)
 	if err != nil {
 		return r, err
 	}
-	if s.Received == 0 || s.Took <= 0 {
+	if s.Received == 0 || s.Took <= 0 || o.both && (back.Received == 0 || back.Took <= 0) {
 		return r, errors.New("nothing arrived through the tunnel")
 	}
 	if err := a.throughTunnel(before, after, s.Received); err != nil {
 		return r, err
 	}
 	r.loaded = s.RoundTrips
-	r.mbits = float64(s.Received) * 8 / 1e6 / s.Took.Seconds()
-	r.cpu = (cpuAfter - cpu).Seconds() / (float64(s.Received) / (1 << 30))
+	r.mbits = s.mbits() + back.mbits()
+	r.cpu = (cpuAfter - cpu).Seconds() / (float64(s.Received+back.Received) / (1 << 30))
+	if r.rate, r.packet, err = a.flood(ctx, o.length/2); err != nil {
+		return r, err
+	}
 	for _, p := range a.tunnels {
 		var kib float64
 		fmt.Sscan(field(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid), "VmHWM"), &kib)
@@ -184,6 +204,36 @@ func (a *arena) measure(ctx context.Context, c contestant, round int, o options)
 	return r, nil
 }
 
+// flood sends small packets and returns how many arrived in a second, and the microseconds of CPU time that each took.
+func (a *arena) flood(ctx context.Context, length time.Duration) (rate, packet float64, err error) {
+	var s sent
+	to := netip.AddrPortFrom(a.ends[1].Addr.Addr(), floodPort).String()
+	before, err := a.counters()
+	if err != nil {
+		return 0, 0, err
+	}
+	cpu, err := a.cpuTime()
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := a.ask(ctx, 0, &s, "flood", to, length.String()); err != nil {
+		return 0, 0, err
+	}
+	cpuAfter, err := a.cpuTime()
+	if err != nil {
+		return 0, 0, err
+	}
+	after, err := a.counters()
+	if err != nil {
+		return 0, 0, err
+	}
+	n := float64(s.Received) / pingSize
+	if n == 0 {
+		return 0, 0, errors.New("no small packet arrived through the tunnel")
+	}
+	return n / s.Took.Seconds(), float64((cpuAfter - cpu).Microseconds()) / n, a.throughTunnel(before, after, s.Received)
+}
+
 // open makes the namespaces and starts the sink and the tunnel.
 func (a *arena) open(ctx context.Context, c contestant, round int, profile string) (err error) {
 	if a.hosts, err = newHosts(); err != nil {
@@ -192,9 +242,11 @@ func (a *arena) open(ctx context.Context, c contestant, round int, profile strin
 	if a.ends, err = c.ends(); err != nil {
 		return err
 	}
-	sink, err := a.start(ctx, a.hosts[1], nil, "sink")
-	if err != nil {
-		return err
+	var sinks [2]*process
+	for i, h := range a.hosts {
+		if sinks[i], err = a.start(ctx, h, nil, "sink"); err != nil {
+			return err
+		}
 	}
 	for i, e := range a.ends {
 		if profile != "" {
@@ -204,7 +256,7 @@ func (a *arena) open(ctx context.Context, c contestant, round int, profile strin
 			return err
 		}
 	}
-	return errors.Join(sink.ready(ctx), a.tunnels[0].ready(ctx), a.tunnels[1].ready(ctx))
+	return errors.Join(sinks[0].ready(ctx), sinks[1].ready(ctx), a.tunnels[0].ready(ctx), a.tunnels[1].ready(ctx))
 }
 
 // counters reads the interfaces of both namespaces.
@@ -277,8 +329,8 @@ func (p *process) ready(ctx context.Context) error {
 	return nil
 }
 
-// ask runs a client in namespace 0 and decodes its answer.
-func (a *arena) ask(ctx context.Context, answer any, args ...string) error {
+// ask runs a client in a namespace and decodes its answer.
+func (a *arena) ask(ctx context.Context, host int, answer any, args ...string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -290,7 +342,7 @@ func (a *arena) ask(ctx context.Context, answer any, args ...string) error {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	var stdout strings.Builder
 	cmd.Stdout = &stdout
-	if err := a.hosts[0].do(cmd.Start); err != nil {
+	if err := a.hosts[host].do(cmd.Start); err != nil {
 		return fmt.Errorf("starting %s: %w", args[0], err)
 	}
 	if err := cmd.Wait(); err != nil {

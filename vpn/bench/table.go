@@ -36,6 +36,8 @@ func quantities() []quantity {
 		{name: "idle p99 us", format: "%.0f", of: idle(0.99)},
 		{name: "loaded p50 ms", format: "%.2f", of: loaded(0.5), budget: 0.3, atMost: true},
 		{name: "loaded p99 ms", format: "%.2f", of: loaded(0.99)},
+		{name: fmt.Sprintf("packets/s of %d B", pingSize), format: "%.0f", of: func(r run) float64 { return r.rate }},
+		{name: "CPU us a packet", format: "%.2f", of: func(r run) float64 { return r.packet }},
 	}
 }
 
@@ -64,9 +66,17 @@ func printHead(out io.Writer, o options) {
 	fmt.Fprintf(out, "machine: %d cores of %s, Linux %s, %s, load %s, %.1f us a page fault\n", runtime.NumCPU(), field("/proc/cpuinfo", "model name"),
 		unix.ByteSliceToString(u.Release[:]), runtime.Version(), load(), pageFault())
 	fmt.Fprintf(out, "rival:   wireguard-go %s, of the same build\n", version("golang.zx2c4.com/wireguard"))
-	fmt.Fprintf(out, "a run:   new processes, %v of warm-up, %d round trips of %d bytes on the idle tunnel, one TCP connection (%s) for %v with a round trip each %v\n",
-		warmUp, o.pings, pingSize, congestion, o.length, loadedGap)
+	fmt.Fprintf(out, "a run:   new processes, %v of warm-up, %d round trips of %d bytes on the idle tunnel, %s (%s) for %v with a round trip each %v, small packets for %v\n",
+		warmUp, o.pings, pingSize, o.load(), congestion, o.length, loadedGap, o.length/2)
 	fmt.Fprintf(out, "rounds:  %d, each in the reverse of the last one's order; medians [min-max]; a ratio is of two runs of one round; CPU is of both tunnel processes\n\n", o.rounds)
+}
+
+// load says what TCP does.
+func (o options) load() string {
+	if o.both {
+		return fmt.Sprintf("TCP x%d in both directions", o.streams)
+	}
+	return fmt.Sprintf("TCP x%d", o.streams)
 }
 
 // printTable prints what was measured; runs are by contestant, then round. The first contestant is ours, the second its

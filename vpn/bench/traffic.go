@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 
 const (
 	sinkPort    = 5001
+	floodPort   = 5002 // for small packets that only go one way
 	congestion  = "cubic"
 	pingSize    = 64
 	pingGap     = time.Millisecond      // between round trips on an idle tunnel, as ping waits between its own
@@ -34,6 +36,13 @@ type sent struct {
 	RoundTrips []float64     // microseconds, meanwhile
 }
 
+func (s sent) mbits() float64 {
+	if s.Took <= 0 {
+		return 0
+	}
+	return float64(s.Received) * 8 / 1e6 / s.Took.Seconds()
+}
+
 // playSink is the receiver: it counts what comes by TCP, says how much that was, and returns what comes by UDP.
 func playSink(in io.Reader, out io.Writer) error {
 	l, err := net.Listen("tcp4", fmt.Sprintf(":%d", sinkPort))
@@ -47,22 +56,61 @@ func playSink(in io.Reader, out io.Writer) error {
 	}
 	defer u.Close()
 	go echo(u)
+	go accept(l, func(c net.Conn) error { return drain(c, make([]byte, 1<<20)) })
+	f, err := net.ListenUDP("udp4", &net.UDPAddr{Port: floodPort})
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fl, err := net.Listen("tcp4", fmt.Sprintf(":%d", floodPort))
+	if err != nil {
+		return err
+	}
+	defer fl.Close()
+	var bytes atomic.Int64
+	if err := setOption(f, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil { // many packets in one read
+		return err
+	}
+	if err := f.SetReadBuffer(4 << 20); err != nil {
+		return err
+	}
 	go func() {
-		buf := make([]byte, 1<<20)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return // closed
+		for buf := make([]byte, 1<<16); ; {
+			n, err := f.Read(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
 			}
-			if err := drain(c, buf); err != nil {
-				fmt.Fprintln(os.Stderr, "sink:", err)
-			}
-			c.Close()
+			bytes.Add(int64(n))
 		}
 	}()
+	go accept(fl, func(c net.Conn) error { return binary.Write(c, binary.BigEndian, bytes.Load()) })
 	fmt.Fprintln(out, "true")
 	io.Copy(io.Discard, in)
 	return nil
+}
+
+// accept calls f for each connection, until the listener is closed.
+func accept(l net.Listener, f func(net.Conn) error) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			if err := f(c); err != nil {
+				fmt.Fprintln(os.Stderr, "sink:", err)
+			}
+		}()
+	}
+}
+
+func setOption(c syscall.Conn, level, name, value int) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, name, value) }), err)
 }
 
 func echo(u *net.UDPConn) {
@@ -100,12 +148,49 @@ func drain(c net.Conn, buf []byte) error {
 	}
 }
 
-// playSend is the sender.
-func playSend(to, length string, out io.Writer) error {
+// playSend is the sender: of so many connections at once.
+func playSend(to, length, streams string, out io.Writer) error {
 	d, err := time.ParseDuration(length)
 	if err != nil {
 		return err
 	}
+	n, err := strconv.Atoi(streams)
+	if err != nil {
+		return err
+	}
+	s := sent{}
+	stop, pinged := make(chan struct{}), make(chan error, 1)
+	go func() (err error) {
+		defer func() { pinged <- err }()
+		s.RoundTrips, err = ping(to, -1, loadedGap, stop)
+		return err
+	}()
+	type result struct {
+		answer [2]int64
+		err    error
+	}
+	results := make(chan result)
+	for range n {
+		go func() {
+			a, err := send(to, d)
+			results <- result{a, err}
+		}()
+	}
+	time.AfterFunc(d, func() { close(stop) })
+	for range n {
+		r := <-results
+		err = errors.Join(err, r.err)
+		s.Received += r.answer[0]
+		s.Took = max(s.Took, time.Duration(r.answer[1]))
+	}
+	if err := errors.Join(err, <-pinged); err != nil {
+		return err
+	}
+	return json.NewEncoder(out).Encode(s)
+}
+
+// send sends by TCP for d, and returns how many bytes arrived in how many nanoseconds.
+func send(to string, d time.Duration) (answer [2]int64, err error) {
 	dial := net.Dialer{Timeout: dialTimeout, Control: func(_, _ string, c syscall.RawConn) (err error) {
 		// A new namespace may have another default.
 		return errors.Join(c.Control(func(fd uintptr) {
@@ -114,36 +199,74 @@ func playSend(to, length string, out io.Writer) error {
 	}}
 	c, err := dial.Dial("tcp4", to)
 	if err != nil {
-		return fmt.Errorf("connecting through the tunnel: %w", err)
+		return answer, fmt.Errorf("connecting through the tunnel: %w", err)
 	}
 	defer c.Close()
-	s := sent{}
-	stop, pinged := make(chan struct{}), make(chan error, 1)
-	go func() (err error) {
-		defer func() { pinged <- err }()
-		s.RoundTrips, err = ping(to, -1, loadedGap, stop)
-		return err
-	}()
 	buf := make([]byte, 256<<10)
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		c.SetDeadline(end.Add(dialTimeout))
 		if _, err := c.Write(buf); err != nil {
-			return fmt.Errorf("sending: %w", err)
+			return answer, fmt.Errorf("sending: %w", err)
 		}
 	}
-	close(stop)
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		return err
+		return answer, err
 	}
-	var answer [2]int64
 	if err := binary.Read(c, binary.BigEndian, &answer); err != nil {
-		return fmt.Errorf("asking what arrived: %w", err)
+		return answer, fmt.Errorf("asking what arrived: %w", err)
 	}
-	s.Received, s.Took = answer[0], time.Duration(answer[1])
-	if err := <-pinged; err != nil {
+	return answer, nil
+}
+
+// playFlood sends small packets for a time, as fast as it can.
+func playFlood(to, length string, out io.Writer) error {
+	d, err := time.ParseDuration(length)
+	if err != nil {
 		return err
 	}
-	return json.NewEncoder(out).Encode(s)
+	c, err := net.Dial("udp4", to)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	before, err := flooded(to)
+	if err != nil {
+		return err
+	}
+	pkt := make([]byte, pingSize)
+	begin := time.Now()
+	for time.Since(begin) < d {
+		for range 16 {
+			if _, err := c.Write(pkt); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return fmt.Errorf("sending small packets: %w", err)
+			}
+		}
+	}
+	took := time.Since(begin)
+	arrived, last := int64(0), int64(-1)
+	for limit := time.Now().Add(dialTimeout); arrived != last && time.Now().Before(limit); { // until no more come
+		if last = arrived; last == 0 {
+			last = -1 // the first may be on their way
+		}
+		time.Sleep(50 * time.Millisecond)
+		n, err := flooded(to)
+		if err != nil {
+			return err
+		}
+		arrived = n - before
+	}
+	return json.NewEncoder(out).Encode(sent{Received: arrived, Took: took})
+}
+
+// flooded asks the sink how many bytes have come at floodPort.
+func flooded(to string) (n int64, err error) {
+	c, err := net.DialTimeout("tcp4", to, dialTimeout)
+	if err != nil {
+		return 0, fmt.Errorf("asking what arrived: %w", err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(dialTimeout))
+	return n, binary.Read(c, binary.BigEndian, &n)
 }
 
 // playPing measures round trips on an idle tunnel.

@@ -43,7 +43,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	for i := range maxEndpoints {
 		eps = append(eps, netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(7655+i)))
 	}
-	r, err := id.Record(7, Said{Endpoints: eps, Hosts: []string{"home.example.org:7655"}})
+	r, err := id.Record(7, Said{Endpoints: eps, Hosts: []string{"home.example.org:7655"}, Join: 7655})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Node.Name != "bkero" || got.Seq != 7 || len(got.Endpoints) != len(eps) || got.Endpoints[3] != eps[3] ||
+	if got.Node.Name != "bkero" || got.Seq != 7 || got.Join != 7655 || len(got.Endpoints) != len(eps) || got.Endpoints[3] != eps[3] ||
 		!bytes.Equal(got.WG.Bytes(), id.WG.PublicKey().Bytes()) || got.Node.Addrs[0] != netip.MustParseAddr("10.11.0.2") ||
 		!ca.Prefix6().Contains(got.Node.Addrs[1]) {
 		t.Fatalf("record came back as %+v", got)

@@ -43,6 +43,7 @@ type Said struct {
 	Links     []Link           // to some of the nodes that it reaches directly
 	NoRelay   bool             // it does not carry packets between other nodes
 	Subnets   []Subnet         // networks behind it, of those that its certificate allows
+	Join      uint16           // TCP port on its mesh addresses where it lets invited strangers in; 0: it does not
 }
 
 // Subnet is a network behind a node. Where several nodes have one, the least weight of those that can be reached wins.
@@ -91,6 +92,7 @@ type body struct {
 	Links     []byte   `cbor:"6,keyasint,omitempty"` // 8 bytes each: To, then milliseconds, big endian
 	NoRelay   bool     `cbor:"7,keyasint,omitempty"`
 	Subnets   [][]byte `cbor:"8,keyasint,omitempty"` // 7 or 19 bytes: address, length, then weight, big endian
+	Join      uint16   `cbor:"9,keyasint,omitempty"`
 }
 
 type signed struct {
@@ -109,7 +111,7 @@ var (
 
 // Record makes and signs this node's record.
 func (id *Identity) Record(seq uint64, said Said) (*Record, error) {
-	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: said.Hosts, NoRelay: said.NoRelay}
+	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: said.Hosts, NoRelay: said.NoRelay, Join: said.Join}
 	for _, c := range id.Chain {
 		b.Chain = append(b.Chain, c.Raw)
 	}
@@ -162,7 +164,7 @@ func (ca *CA) ParseRecord(b []byte) (*Record, error) {
 	if len(d.Chain) == 0 || len(d.Chain) > 4 || len(d.Endpoints) > maxEndpoints || len(d.Hosts) > maxEndpoints || len(d.Subnets) > maxSubnets || len(d.Links) > MaxLinks*linkSize || len(d.Links)%linkSize != 0 {
 		return nil, errors.New("node record has too many or too few parts")
 	}
-	r := &Record{Seq: d.Seq, Said: Said{Hosts: d.Hosts, NoRelay: d.NoRelay}, raw: append([]byte(nil), b...)}
+	r := &Record{Seq: d.Seq, Said: Said{Hosts: d.Hosts, NoRelay: d.NoRelay, Join: d.Join}, raw: append([]byte(nil), b...)}
 	for _, der := range d.Chain {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {

@@ -19,12 +19,13 @@ import (
 
 // Invitation is an invitation as its giver keeps it: without the secret, only its hash.
 type Invitation struct {
-	SecretHash string     `json:"secret_hash"`
-	Name       string     `json:"name"`
-	Addr       netip.Addr `json:"addr"` // IPv4, claimed for the new node
-	Made       time.Time  `json:"made"`
-	Expires    time.Time  `json:"expires"`
-	UsedBy     string     `json:"used_by,omitempty"` // SHA-256 of the key that redeemed it
+	SecretHash string         `json:"secret_hash"`
+	Name       string         `json:"name"`
+	Addr       netip.Addr     `json:"addr"`              // IPv4, claimed for the new node
+	Subnets    []netip.Prefix `json:"subnets,omitempty"` // that it may be the router of
+	Made       time.Time      `json:"made"`
+	Expires    time.Time      `json:"expires"`
+	UsedBy     string         `json:"used_by,omitempty"` // SHA-256 of the key that redeemed it
 }
 
 // Book keeps a node's invitations in a file (JSON, 0600, replaced as a whole). It is safe for concurrent use.
@@ -40,8 +41,8 @@ func NewBook(path string) *Book { return &Book{path: path} }
 // keepUsed is how long a used or expired invitation is remembered, so that its refusal can say why.
 const keepUsed = 30 * 24 * time.Hour
 
-// Add records an invitation for secret.
-func (b *Book) Add(secret [16]byte, name string, addr netip.Addr, expires time.Time) error {
+// Add records an invitation for secret, and which subnets the new node may be the router of.
+func (b *Book) Add(secret [16]byte, name string, addr netip.Addr, expires time.Time, subnets ...netip.Prefix) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	all, err := b.load()
@@ -54,7 +55,7 @@ func (b *Book) Add(secret [16]byte, name string, addr netip.Addr, expires time.T
 			kept = append(kept, i)
 		}
 	}
-	return b.save(append(kept, Invitation{SecretHash: hashSecret(secret[:]), Name: name, Addr: addr, Made: time.Now(), Expires: expires}))
+	return b.save(append(kept, Invitation{SecretHash: hashSecret(secret[:]), Name: name, Addr: addr, Subnets: subnets, Made: time.Now(), Expires: expires}))
 }
 
 // Open returns the invitations that have neither been used nor expired.

@@ -15,20 +15,22 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/tcp"
 )
 
+// Protocol is the conversation's name in ALPN. Clients that name none mean it too.
+const Protocol = "mesh-join/1"
+
 const (
-	maxFrame    = 65535
-	timeout     = 15 * time.Second // of one whole conversation, either side
-	maxSessions = 16               // conversations at a time; more wait in the listener's backlog
+	maxFrame = 65535
+	timeout  = 15 * time.Second       // of one whole conversation, either side
+	stagger  = 250 * time.Millisecond // between the beginnings of two ways to the inviter
 )
 
 // Server lets invited strangers in.
@@ -42,45 +44,30 @@ type Server struct {
 	Log      *slog.Logger
 }
 
-// Serve answers on l until ctx ends, then closes l and returns when every conversation has ended.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	cfg := s.Identity.TLS()
+// Protocol is what serves strangers.
+func (s *Server) Protocol() tcp.Protocol { return tcp.Protocol{TLS: open(s.Identity), Serve: s.serve} }
+
+// open is TLS for strangers: they show no certificate, and see the root, which they know by its hash.
+func open(id *identity.Identity) *tls.Config {
+	cfg := id.TLS()
 	cfg.ClientAuth = tls.NoClientCert
-	cfg.SessionTicketsDisabled = true
-	cfg.Certificates[0].Certificate = append(cfg.Certificates[0].Certificate, s.Identity.CA.Cert.Raw)
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	defer l.Close()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	slots := make(chan struct{}, maxSessions)
-	for {
-		c, err := l.Accept()
-		if ctx.Err() != nil {
-			if c != nil {
-				c.Close()
-			}
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("accepting strangers: %w", err)
-		}
-		slots <- struct{}{} // freed within timeout
-		wg.Go(func() {
-			defer func() { c.Close(); <-slots }()
-			c.SetDeadline(time.Now().Add(timeout))
-			end := context.AfterFunc(ctx, func() { c.Close() })
-			defer end()
-			name, err := s.converse(tls.Server(c, cfg))
-			switch {
-			case err == nil:
-				s.Log.Info("a node joined", "peer", name, "endpoint", c.RemoteAddr().String())
-			case name != "" || errors.As(err, new(refusal)):
-				s.Log.Warn("a stranger was not let in", "peer", name, "endpoint", c.RemoteAddr().String(), "err", err)
-			default: // scanners
-				s.Log.Debug("a connection came to nothing", "endpoint", c.RemoteAddr().String(), "err", err)
-			}
-		})
+	cfg.Certificates[0].Certificate = append(cfg.Certificates[0].Certificate, id.CA.Cert.Raw)
+	return cfg
+}
+
+func (s *Server) serve(ctx context.Context, c *tls.Conn) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(timeout))
+	end := context.AfterFunc(ctx, func() { c.NetConn().Close() })
+	defer end()
+	name, err := s.converse(c)
+	switch {
+	case err == nil:
+		s.Log.Info("a node joined", "peer", name, "endpoint", c.RemoteAddr().String())
+	case name != "" || errors.As(err, new(refusal)):
+		s.Log.Warn("a stranger was not let in", "peer", name, "endpoint", c.RemoteAddr().String(), "err", err)
+	default: // scanners
+		s.Log.Debug("a connection came to nothing", "endpoint", c.RemoteAddr().String(), "err", err)
 	}
 }
 
@@ -148,7 +135,7 @@ func (s *Server) welcome(h hello) (welcome, string, error) {
 		return welcome{}, inv.Name, err
 	}
 	m := s.Mesh()
-	cert, err := s.Identity.CA.Issue(inv.Name, m.Domain, []netip.Addr{inv.Addr, a6}, pub)
+	cert, err := s.Identity.CA.Issue(inv.Name, m.Domain, []netip.Addr{inv.Addr, a6}, pub, inv.Subnets...)
 	if err != nil {
 		return welcome{}, inv.Name, err
 	}
@@ -179,49 +166,47 @@ type Result struct {
 	Mesh     Mesh
 	Records  []*identity.Record
 	Evicted  []*identity.Tombstone
+	Via      string // the member through which the inviter was reached; "" if directly
 }
 
-// Join redeems t for a node with these keys. It tries the token's endpoints in turn and returns the inviter's refusal,
-// or why each endpoint failed. With the same keys it may be called again.
-func Join(ctx context.Context, t Token, key *ecdsa.PrivateKey, wg *ecdh.PrivateKey) (*Result, error) {
+// Join redeems t for a node with these keys. It tries all ways to the inviter, each a little later than the one before,
+// and speaks over the first that leads to it; if that breaks, over the next. It returns the inviter's refusal, or why
+// each way failed. With the same keys it may be called again. dial is tcp.Direct or goes through a proxy.
+func Join(ctx context.Context, dial tcp.Dial, t Token, key *ecdsa.PrivateKey, wg *ecdh.PrivateKey) (*Result, error) {
+	ways := ways(t)
 	var errs []error
-	for _, e := range t.Endpoints {
-		r, err := joinAt(ctx, e, t, key, wg)
+	for len(ways) > 0 {
+		c, i, err := tcp.Race(ctx, len(ways), stagger, func(ctx context.Context, i int) (*channel, error) {
+			c, err := ways[i].reach(ctx, dial, t)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", ways[i], err)
+			}
+			return c, nil
+		})
+		if err != nil {
+			errs = append(errs, err)
+			break
+		}
+		r, err := joinOver(ctx, c, key, wg)
 		if err == nil || errors.As(err, new(refusal)) {
 			return r, err
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", e, err))
+		errs = append(errs, fmt.Errorf("%s: %w", ways[i], err))
+		ways = slices.Delete(ways, i, i+1)
 	}
 	return nil, fmt.Errorf("the inviter could not be reached: %w", errors.Join(errs...))
 }
 
-func joinAt(ctx context.Context, endpoint string, t Token, key *ecdsa.PrivateKey, wg *ecdh.PrivateKey) (*Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	var ca *identity.CA
-	d := tls.Dialer{Config: &tls.Config{
-		MinVersion:         tls.VersionTLS13,
-		InsecureSkipVerify: true, // VerifyConnection below checks against the token's pins instead of names
-		VerifyConnection: func(cs tls.ConnectionState) (err error) {
-			ca, err = checkPins(t, cs.PeerCertificates)
-			return err
-		},
-	}}
-	c, err := d.DialContext(ctx, "tcp", endpoint)
-	if err != nil {
-		return nil, err
-	}
+func joinOver(ctx context.Context, c *channel, key *ecdsa.PrivateKey, wg *ecdh.PrivateKey) (*Result, error) {
 	defer c.Close()
-	dl, _ := ctx.Deadline()
-	c.SetDeadline(dl)
+	c.SetDeadline(time.Now().Add(timeout))
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-
 	csr, err := request(key)
 	if err != nil {
 		return nil, err
 	}
-	if err := write(c, hello{Secret: t.Secret[:], CSR: csr}); err != nil {
+	if err := write(c, hello{Secret: c.token.Secret[:], CSR: csr}); err != nil {
 		return nil, err
 	}
 	var w welcome
@@ -231,7 +216,7 @@ func joinAt(ctx context.Context, endpoint string, t Token, key *ecdsa.PrivateKey
 	if w.Error != "" {
 		return nil, refusal{"the inviter says: " + printable(w.Error)}
 	}
-	res := &Result{Mesh: w.Mesh}
+	res := &Result{Mesh: w.Mesh, Via: c.via}
 	var chain []*x509.Certificate
 	for _, der := range w.Chain {
 		crt, err := x509.ParseCertificate(der)
@@ -240,18 +225,18 @@ func joinAt(ctx context.Context, endpoint string, t Token, key *ecdsa.PrivateKey
 		}
 		chain = append(chain, crt)
 	}
-	if res.Identity, err = identity.New(ca, chain, key, wg); err != nil {
+	if res.Identity, err = identity.New(c.ca, chain, key, wg); err != nil {
 		return nil, fmt.Errorf("the certificate that the inviter issued: %w", err)
 	}
 	for _, b := range w.Records {
-		r, err := ca.ParseRecord(b)
+		r, err := c.ca.ParseRecord(b)
 		if err != nil {
 			return nil, fmt.Errorf("the inviter sent a bad node record: %w", err)
 		}
 		res.Records = append(res.Records, r)
 	}
 	for _, b := range w.Evicted {
-		t, err := ca.ParseTombstone(b)
+		t, err := c.ca.ParseTombstone(b)
 		if err != nil {
 			return nil, fmt.Errorf("the inviter sent a bad tombstone: %w", err)
 		}
@@ -272,24 +257,6 @@ func joinAt(ctx context.Context, endpoint string, t Token, key *ecdsa.PrivateKey
 		return nil, refusal{"the inviter says: " + printable(dn.Error)}
 	}
 	return res, nil
-}
-
-// checkPins finds the pinned root among the certificates shown and checks that the pinned inviter is of it.
-func checkPins(t Token, shown []*x509.Certificate) (*identity.CA, error) {
-	bad := errors.New("somebody other than the inviter answered there: the address leads elsewhere, or somebody listens in between; nothing was sent")
-	if len(shown) == 0 || keyHash(shown[0]) != t.Inviter {
-		return nil, bad
-	}
-	for _, c := range shown[1:] {
-		if keyHash(c) == t.Root {
-			ca := &identity.CA{Cert: c}
-			if _, err := ca.Verify(shown[:1]); err != nil {
-				return nil, bad
-			}
-			return ca, nil
-		}
-	}
-	return nil, bad
 }
 
 // printable keeps a peer's text from playing with the terminal.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/tcp"
 )
 
 // inviter is a running server on loopback that has given one invitation.
@@ -60,15 +62,6 @@ func newInviter(t testing.TB) *inviter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.token = Token{Root: ca.Fingerprint(), Inviter: keyHash(v.id.Chain[0]), Secret: NewSecret(), Name: "bkero",
-		Expires: time.Now().Add(time.Hour).Truncate(time.Second), Endpoints: []string{l.Addr().String()}}
-	if err := v.book.Add(v.token.Secret, "bkero", netip.MustParseAddr("10.11.0.2"), v.token.Expires); err != nil {
-		t.Fatal(err)
-	}
 	s := &Server{Identity: v.id, Book: v.book, Log: slog.New(slog.DiscardHandler),
 		Mesh: func() Mesh {
 			return Mesh{Name: "mesh", Domain: "mesh.internal", Prefix: "10.11.0.0/16", Inviter: "spencer"}
@@ -85,23 +78,35 @@ func newInviter(t testing.TB) *inviter {
 			v.learned = append(v.learned, b)
 			return nil
 		}}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- s.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+	addr := accept(t, map[string]tcp.Protocol{"": s.Protocol(), Protocol: s.Protocol()})
+	v.token = Token{Root: ca.Fingerprint(), Inviter: keyHash(v.id.Chain[0]), Secret: NewSecret(), Name: "bkero",
+		Expires: time.Now().Add(time.Hour).Truncate(time.Second), Endpoints: []string{addr}}
+	if err := v.book.Add(v.token.Secret, "bkero", netip.MustParseAddr("10.11.0.2"), v.token.Expires); err != nil {
+		t.Fatal(err)
+	}
 	return v
+}
+
+// accept takes connections on loopback until the test has ended.
+func accept(t testing.TB, protocols map[string]tcp.Protocol) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var ended sync.WaitGroup
+	a := &tcp.Acceptor{Protocols: protocols, Log: slog.New(slog.DiscardHandler)}
+	ended.Go(func() { a.Serve(ctx, l) })
+	t.Cleanup(func() { cancel(); ended.Wait() })
+	return l.Addr().String()
 }
 
 func TestJoin(t *testing.T) {
 	v := newInviter(t)
 	key, wg, _ := identity.NewKeys()
 	for range 2 { // the second time as if the first answer had been lost
-		r, err := Join(t.Context(), v.token, key, wg)
+		r, err := Join(t.Context(), tcp.Direct, v.token, key, wg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +128,7 @@ func TestRefused(t *testing.T) {
 	thief := func(t *testing.T, v *inviter, tok Token, want string) {
 		t.Helper()
 		key, wg, _ := identity.NewKeys()
-		_, err := Join(t.Context(), tok, key, wg)
+		_, err := Join(t.Context(), tcp.Direct, tok, key, wg)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
@@ -131,7 +136,7 @@ func TestRefused(t *testing.T) {
 	t.Run("used", func(t *testing.T) {
 		v := newInviter(t)
 		key, wg, _ := identity.NewKeys()
-		if _, err := Join(t.Context(), v.token, key, wg); err != nil {
+		if _, err := Join(t.Context(), tcp.Direct, v.token, key, wg); err != nil {
 			t.Fatal(err)
 		}
 		thief(t, v, v.token, "has been used already")
@@ -175,7 +180,7 @@ func TestRefused(t *testing.T) {
 func TestEvicted(t *testing.T) {
 	v := newInviter(t)
 	key, wg, _ := identity.NewKeys()
-	first, err := Join(t.Context(), v.token, key, wg)
+	first, err := Join(t.Context(), tcp.Direct, v.token, key, wg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +200,7 @@ func TestEvicted(t *testing.T) {
 	}
 	evict(first.Identity.Node, time.Now().Add(time.Millisecond)) // as tombstones have it: whole milliseconds
 	for what, tok := range map[string]Token{"used": v.token, "unused": unused} {
-		if _, err := Join(t.Context(), tok, key, wg); err == nil || !strings.Contains(err.Error(), "was evicted by spencer") {
+		if _, err := Join(t.Context(), tcp.Direct, tok, key, wg); err == nil || !strings.Contains(err.Error(), "was evicted by spencer") {
 			t.Errorf("an invitation of before, %s: %v", what, err)
 		}
 	}
@@ -205,7 +210,7 @@ func TestEvicted(t *testing.T) {
 	if err := v.book.Add(again.Secret, "bkero", netip.MustParseAddr("10.11.0.2"), again.Expires); err != nil {
 		t.Fatal(err)
 	}
-	second, err := Join(t.Context(), again, key, wg)
+	second, err := Join(t.Context(), tcp.Direct, again, key, wg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +224,7 @@ func TestEvicted(t *testing.T) {
 	if err := v.book.Add(again.Secret, "bkero", netip.MustParseAddr("10.11.0.2"), again.Expires); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Join(t.Context(), again, key, wg); err == nil || !strings.Contains(err.Error(), "clock is behind") {
+	if _, err := Join(t.Context(), tcp.Direct, again, key, wg); err == nil || !strings.Contains(err.Error(), "clock is behind") {
 		t.Errorf("a certificate that is void already: %v", err)
 	}
 }
@@ -235,7 +240,7 @@ func TestManyEvicted(t *testing.T) {
 		v.evicted = append(v.evicted, tomb)
 	}
 	key, wg, _ := identity.NewKeys()
-	r, err := Join(t.Context(), v.token, key, wg)
+	r, err := Join(t.Context(), tcp.Direct, v.token, key, wg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +257,7 @@ func TestOneOfMany(t *testing.T) {
 	for range 20 {
 		wg.Go(func() {
 			key, x, _ := identity.NewKeys()
-			if _, err := Join(t.Context(), v.token, key, x); err == nil {
+			if _, err := Join(t.Context(), tcp.Direct, v.token, key, x); err == nil {
 				won <- struct{}{}
 			}
 		})
@@ -291,28 +296,47 @@ func TestBookForgets(t *testing.T) {
 
 func TestTokenText(t *testing.T) {
 	want := Token{Root: [32]byte{1}, Inviter: [32]byte{2}, Secret: [16]byte{3}, Name: "bkero", Expires: time.Unix(1800000000, 0), Endpoints: []string{"192.0.2.1:7655", "[2001:db8::1]:7655"}}
-	s := want.String()
-	t.Logf("%d characters", len(s))
-	got, err := ParseToken(" " + s + "\n")
-	if err != nil || got.String() != s || got.Endpoints[1] != want.Endpoints[1] || !got.Expires.Equal(want.Expires) {
-		t.Fatalf("%+v, %v", got, err)
-	}
-	for i := range s {
-		c := []byte(s)
-		c[i] ^= 1
-		if _, err := ParseToken(string(c)); err == nil {
-			t.Errorf("character %d changed and the token was accepted", i)
+	for _, via := range [][]string{nil, {"198.51.100.7:7655", "home.example.org:7655", "[2001:db8::7]:7655"}} {
+		want.Via = via
+		s := want.String()
+		t.Logf("%d characters with %d members", len(s), len(via))
+		got, err := ParseToken(" " + s + "\n")
+		if err != nil || got.String() != s || !slices.Equal(got.Endpoints, want.Endpoints) || !slices.Equal(got.Via, want.Via) || !got.Expires.Equal(want.Expires) {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		for i := range s {
+			c := []byte(s)
+			c[i] ^= 1
+			if _, err := ParseToken(string(c)); err == nil {
+				t.Errorf("character %d changed and the token was accepted", i)
+			}
+		}
+		for i := range s {
+			if _, err := ParseToken(s[:i]); err == nil {
+				t.Errorf("the first %d characters were accepted as a token", i)
+			}
 		}
 	}
-	for i := range s {
-		if _, err := ParseToken(s[:i]); err == nil {
-			t.Errorf("the first %d characters were accepted as a token", i)
+	// The first version, as it was printed before there were members in it.
+	const old = "mesh://hwFYIAEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAWCACAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAFADAAAAAAAAAAAAAAAAAAAAZWJrZXJvGmtJ0gCCbjE5Mi4wLjIuMTo3NjU1clsyMDAxOmRiODo6MV06NzY1NepYVWg"
+	got, err := ParseToken(old)
+	if err != nil || got.Name != "bkero" || len(got.Endpoints) != 2 || got.Via != nil || got.String() != old {
+		t.Errorf("%+v, %v", got, err)
+	}
+	want.Endpoints, want.Via = nil, []string{"198.51.100.7:7655"} // the inviter has no address of its own
+	if got, err := ParseToken(want.String()); err != nil || len(got.Endpoints) != 0 || len(got.Via) != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, bad := range []Token{{Name: "none"}, {Name: "many", Via: []string{"a:1", "b:1", "c:1", "d:1"}}, {Name: "no port", Via: []string{"a"}}} {
+		if got, err := ParseToken(bad.String()); err == nil {
+			t.Errorf("accepted: %+v", got)
 		}
 	}
 }
 
 func FuzzParseToken(f *testing.F) {
 	f.Add(Token{Name: "bkero", Endpoints: []string{"192.0.2.1:7655"}}.String())
+	f.Add(Token{Name: "bkero", Endpoints: []string{"192.0.2.1:7655"}, Via: []string{"192.0.2.2:7655"}}.String())
 	f.Add(Scheme)
 	f.Fuzz(func(t *testing.T, s string) {
 		tok, err := ParseToken(s)

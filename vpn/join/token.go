@@ -14,11 +14,17 @@
 //	   │ finish {signed node record} ────────────▶ the record is learnt, so that tunnels to the new node work
 //	   │ ◀──── done {} or {error}
 //
+// An inviter that cannot be reached, as behind NAT, is reached through a member that can: the token names up to three.
+// The stranger opens TLS to such a member, which must show a certificate of the pinned root, and asks for the inviter by
+// the hash of its key, which only who has an invitation knows. The member connects to the inviter over the mesh and
+// copies bytes, blindly: in them runs the conversation above, TLS and pins and all. ALPN (RFC 7301) tells the two apart:
+// "mesh-join/1", or none, and "mesh-join-via/1". See Via for what it grants to strangers.
+//
 // An invitation works once: it belongs to the first key that redeems it, which may ask again if an answer was lost.
 // A man in the middle sees the inviter's address and the size of the messages. The inviter's certificate is shown to
 // whoever connects to its port, as by every TLS server; the secret never leaves TLS.
 //
-// Serve owns the goroutines of its connections and returns when all have ended; nothing else starts any.
+// Goroutines end before the call that has started them returns.
 package join
 
 import (
@@ -30,6 +36,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,8 +56,12 @@ type Token struct {
 	Secret    [16]byte  // proves the invitation
 	Name      string    // the name that the new node gets
 	Expires   time.Time // whole seconds
-	Endpoints []string  // TCP "host:port" of the inviter, tried in order
+	Endpoints []string  // TCP "host:port" of the inviter
+	Via       []string  // the same of other members, at most MaxVia
 }
+
+// MaxVia bounds the members that a token names, so that it stays short.
+const MaxVia = 3
 
 type tokenWire struct {
 	_         struct{} `cbor:",toarray"`
@@ -60,7 +71,7 @@ type tokenWire struct {
 	Secret    []byte
 	Name      string
 	Expires   int64
-	Endpoints []string
+	Endpoints []string // since version 2: the inviter's, an empty one, the members'
 }
 
 var (
@@ -71,8 +82,12 @@ var (
 
 // String is the token's one line.
 func (t Token) String() string {
-	b, err := encMode.Marshal(tokenWire{Version: 1, Root: t.Root[:], Inviter: t.Inviter[:], Secret: t.Secret[:], Name: t.Name,
-		Expires: t.Expires.Unix(), Endpoints: t.Endpoints})
+	w := tokenWire{Version: 1, Root: t.Root[:], Inviter: t.Inviter[:], Secret: t.Secret[:], Name: t.Name,
+		Expires: t.Expires.Unix(), Endpoints: t.Endpoints}
+	if len(t.Via) > 0 { // else older programs can read it
+		w.Version, w.Endpoints = 2, slices.Concat(t.Endpoints, []string{""}, t.Via)
+	}
+	b, err := encMode.Marshal(w)
 	if err != nil {
 		panic(err) // only bytes, text and numbers are in it
 	}
@@ -100,14 +115,23 @@ func ParseToken(s string) (Token, error) {
 	if err := decMode.Unmarshal(b, &w); err != nil {
 		return Token{}, errToken
 	}
-	if w.Version != 1 {
-		return Token{}, fmt.Errorf("the invitation has version %d and this program knows version 1: install the inviter's version of mesh", w.Version)
-	}
 	t := Token{Name: w.Name, Expires: time.Unix(w.Expires, 0), Endpoints: w.Endpoints}
-	if len(w.Root) != len(t.Root) || len(w.Inviter) != len(t.Inviter) || len(w.Secret) != len(t.Secret) || len(w.Endpoints) == 0 || len(w.Endpoints) > 16 {
+	switch i := slices.Index(w.Endpoints, ""); {
+	case w.Version != 1 && w.Version != 2:
+		return Token{}, fmt.Errorf("the invitation has version %d and this program knows versions 1 and 2: install the inviter's version of mesh", w.Version)
+	case w.Version == 2 && i < 0:
+		return Token{}, errToken
+	case w.Version == 2:
+		t.Endpoints, t.Via = w.Endpoints[:i:i], w.Endpoints[i+1:]
+		if len(t.Via) == 0 || len(t.Via) > MaxVia {
+			return Token{}, errToken
+		}
+	}
+	all := slices.Concat(t.Endpoints, t.Via)
+	if len(w.Root) != len(t.Root) || len(w.Inviter) != len(t.Inviter) || len(w.Secret) != len(t.Secret) || len(all) == 0 || len(all) > 16 {
 		return Token{}, errToken
 	}
-	for _, e := range w.Endpoints {
+	for _, e := range all {
 		if _, _, err := net.SplitHostPort(e); err != nil {
 			return Token{}, errToken
 		}

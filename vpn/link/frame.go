@@ -16,7 +16,7 @@ import (
 
 // A probe shares the UDP port with WireGuard, whose messages begin with 1 to 4 and three zero bytes:
 //
-//	0   kind: 0x81 ping, 0x82 pong
+//	0   kind: 0x81 ping, 0x82 pong; of a check 0x83 ask, 0x84 ask elsewhere, 0x85 told
 //	1   three zero bytes
 //	4   ID of the sender, 6 bytes, and two zero bytes
 //	12  nonce, 24 random bytes
@@ -33,8 +33,11 @@ import (
 // Keys come from the X25519 secret of both nodes' WireGuard keys by HKDF-SHA256, another for each direction. A stranger
 // gets no answer; a replayed ping gets one pong, no longer than the ping itself.
 const (
-	kindPing = 0x81
-	kindPong = 0x82
+	kindPing         = 0x81
+	kindPong         = 0x82
+	kindAsk          = 0x83 // see check.go
+	kindAskElsewhere = 0x84
+	kindTold         = 0x85
 
 	headSize  = 12
 	bodySize  = 40
@@ -129,7 +132,7 @@ func (h half) seal(p probe) []byte {
 
 // isProbe reports whether a datagram, without trailer, is one of ours rather than WireGuard's.
 func isProbe(b []byte) bool {
-	return len(b) >= frameSize && len(b) <= maxFrame && (b[0] == kindPing || b[0] == kindPong) && b[1] == 0 && b[2] == 0 && b[3] == 0
+	return len(b) >= frameSize && len(b) <= maxFrame && b[0] >= kindPing && b[0] <= kindTold && b[1] == 0 && b[2] == 0 && b[3] == 0
 }
 
 func frameID(b []byte) ID { return ID(b[4:10]) }

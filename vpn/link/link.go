@@ -50,6 +50,8 @@ type Link struct {
 	grants       grants
 	streamed     chan streamed
 
+	family sync.RWMutex // see write
+
 	poke chan struct{} // capacity 1: dirty is not empty
 
 	mu     sync.RWMutex // guards the maps, not the peers
@@ -71,6 +73,8 @@ type Hooks struct {
 	Stranger func(id ID, opens func(*Peer) bool, again func())
 	// Stream sends datagrams over a stream to a peer.
 	Stream func(peer string, bufs [][]byte) error
+	// Elsewhere is to send a frame to a peer from another port, if that is not asked too often.
+	Elsewhere func(p *Peer, frame []byte, to netip.AddrPort)
 	// Changed tells that the way to a peer has changed, or that packets to it begin.
 	Changed func(p *Peer)
 }
@@ -143,6 +147,7 @@ type WayStatus struct {
 	Confirmed bool
 	Missed    int // answers overdue one after the other
 	MTU       int
+	Mapped    netip.AddrPort // where the peer saw this node when it answered last
 }
 
 // New returns a link over bind for the node with this WireGuard key. full is the size in bytes of the largest packets that
@@ -334,7 +339,8 @@ func (p *Peer) Ways() (out []WayStatus) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.path.cands {
-		out = append(out, WayStatus{Way: c.way, RTT: c.rtt, Loss: c.loss, Confirmed: c.confirmed, Missed: c.missed, MTU: c.mtu})
+		out = append(out, WayStatus{Way: c.way, RTT: c.rtt, Loss: c.loss, Confirmed: c.confirmed, Missed: c.missed,
+			MTU: max(c.mtu-c.way.Via.trailerSize(), 0), Mapped: c.mapped})
 	}
 	return out
 }
@@ -599,7 +605,7 @@ func (p *Peer) transmit(outs []out, asking bool) {
 		case o.to.Stream:
 			p.link.put([][]byte{p.send.seal(o.p)}, &route{stream: p.Name})
 		default:
-			p.link.Bind.Send([][]byte{p.send.seal(o.p)}, ep)
+			p.link.write([][]byte{p.send.seal(o.p)}, ep)
 		}
 	}
 }
@@ -700,7 +706,11 @@ func (l *Link) ours(s *sorter, b []byte, w Way, ep conn.Endpoint) (int, conn.End
 		if w.udp() {
 			from, _ = ep.(*conn.StdNetEndpoint)
 		}
-		l.probe(b, w, from)
+		if b[0] >= kindAsk {
+			l.check(b, from)
+		} else {
+			l.probe(b, w, from)
+		}
 		return 0, ep
 	}
 	return len(b), ep
@@ -772,7 +782,7 @@ func (l *Link) probe(b []byte, from Way, ep *conn.StdNetEndpoint) {
 func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	p, ok := ep.(*Peer)
 	if !ok {
-		return l.Bind.Send(bufs, ep) // an answer to somebody not authenticated, as a cookie
+		return l.write(bufs, ep) // an answer to somebody not authenticated, as a cookie
 	}
 	if len(bufs) == 0 || len(bufs[0]) == 0 {
 		return nil
@@ -813,9 +823,17 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	p.mu.Unlock()
 	p.transmit(outs, false)
 	for _, o := range outs {
-		if o.to.udp() {
-			l.deliver(bufs, &conn.StdNetEndpoint{AddrPort: o.to.Addr})
+		r := &route{stream: p.Name}
+		switch {
+		case o.to.udp():
+			r = &route{ep: &conn.StdNetEndpoint{AddrPort: o.to.Addr}}
+		case o.to.relayed():
+			r = &route{first: l.byIDPeer(o.to.Via[0]), trailer: o.to.Via.trailer(l.id, p.id)}
+			if r.first == nil {
+				continue
+			}
 		}
+		l.put([][]byte{bytes.Clone(bufs[0])}, r)
 	}
 	return nil
 }
@@ -828,7 +846,9 @@ func (l *Link) put(bufs [][]byte, r *route) error {
 		if d == nil || grant == 0 {
 			return nil // the relay is out of reach for now: pings tell
 		}
-		r.first.lastSend.Store(time.Now().UnixNano()) // the way to the relay is in use too
+		if len(bufs[0]) > 0 && bufs[0][0] < kindPing { // were it so with probes, they would keep each other going
+			r.first.lastSend.Store(time.Now().UnixNano()) // the way to the relay is in use too
+		}
 		for i, b := range bufs {
 			b = append(b, r.trailer...)
 			binary.LittleEndian.PutUint64(b[len(b)-fixedTail:], grant)
@@ -845,14 +865,29 @@ func (l *Link) put(bufs [][]byte, r *route) error {
 	return l.deliver(bufs, r.ep)
 }
 
+// write sends a batch. wireguard-go's Bind keeps addresses in a pool, and an IPv6 address that it writes into one that has
+// held an IPv4 address gets its first four bytes only (WireGuard/wireguard-go#135); the next user of the same finds it
+// mended. So before a batch goes by IPv6 an empty one does, with nobody in between who could take what it puts back.
+func (l *Link) write(bufs [][]byte, ep conn.Endpoint) error {
+	if !ep.DstIP().Is6() {
+		l.family.RLock()
+		defer l.family.RUnlock()
+		return l.Bind.Send(bufs, ep)
+	}
+	l.family.Lock()
+	defer l.family.Unlock()
+	l.Bind.Send(nil, ep)
+	return l.Bind.Send(bufs, ep)
+}
+
 // deliver sends a batch; where one packet is too large for the way, the others still go.
 func (l *Link) deliver(bufs [][]byte, ep *conn.StdNetEndpoint) error {
-	err := l.Bind.Send(bufs, ep)
+	err := l.write(bufs, ep)
 	if !errors.Is(err, syscall.EMSGSIZE) || len(bufs) == 1 {
 		return err
 	}
 	for i := range bufs {
-		if e := l.Bind.Send(bufs[i:i+1], ep); e == nil {
+		if e := l.write(bufs[i:i+1], ep); e == nil {
 			err = nil
 		}
 	}

@@ -232,7 +232,7 @@ func TestPathCalm(t *testing.T) {
 	pings := 0
 	for i := range 200 {
 		tr.now = tr.now.Add(time.Millisecond)
-		outs, _, _ := tr.p.handle(probe{kind: kindPing, txid: uint64(i), want: true}, udpWay(addrA), tr.now)
+		outs, _, _ := tr.p.handle(probe{kind: kindPing, txid: uint64(i), want: true}, Way{Addr: addrA}, tr.now)
 		for _, o := range outs {
 			if o.p.kind == kindPing {
 				pings++

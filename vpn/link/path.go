@@ -34,6 +34,8 @@ type path struct {
 	round     int    // pings sent to all since the last change for the better
 	run       uint32 // of the peer, as it said last; 0: not known
 	reason    string // of the last choice
+	forgiven  time.Time
+	open      time.Time // until then it may change at once: who answers first need not be the best
 }
 
 type candidate struct {
@@ -46,7 +48,10 @@ type candidate struct {
 	missed    int            // answers overdue one after the other
 	failed    time.Time      // when it was left for that
 	good      int            // answers one after the other
+	better    int            // the same at which it was much cheaper than the way in use, counted once a betterEvery
+	betterAt  time.Time
 	answered  time.Time
+	mapped    netip.AddrPort // where the peer saw this node then
 	confirmed bool
 	rtt       time.Duration // smoothed (RFC 6298 section 2)
 	loss      float64       // smoothed share of pings without an answer, 0 to 1
@@ -82,12 +87,16 @@ const (
 	demandLasts   = 10 * time.Second
 	keepEvery     = 20 * time.Second
 	seenLasts     = 3 * time.Minute
+	forgiveEvery  = 3 * time.Second
 	maxRTT        = 2 * time.Second // an answer that took longer tells of this machine, not of the path
 	maxDirect     = 16
 	maxVia        = 6
 	mtuEvery      = 2 * time.Second // while something is sent: do large packets still pass?
 	mtuRaise      = 5 * time.Minute // do larger ones pass now?
 	distrustLasts = time.Minute     // after a failure
+	betterEvery   = time.Second     // a way that works is left only for one that has been better
+	betterTimes   = 4               // so many times
+	openFor       = 2 * time.Second // at first it is left for any
 )
 
 // mtuSteps are datagram sizes worth trying, in bytes without IP and UDP headers: RFC 8899's search, over the MTUs that
@@ -202,7 +211,8 @@ func (p *path) choose(since time.Time, reason string) {
 		}
 	}
 	if found != nil {
-		p.best, p.reason, p.round = found, reason, 0
+		p.use(found, reason)
+		p.round = 0
 	}
 }
 
@@ -215,7 +225,7 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 		}
 		if c.overdue(now) {
 			c.missed++
-			c.good = 0
+			c.good, c.better = 0, 0
 			c.waiting = time.Time{}
 			if c.missed < goneAfter { // more in a row is not loss but a cut
 				c.loss += (1 - c.loss) / 32
@@ -368,7 +378,7 @@ func (p *path) measure(now time.Time) []out {
 	}
 	c.asked, c.askedAt = c.asked+1, now
 	c.note(ping{rand.Uint64(), now, c.ask})
-	return []out{{c.way, probe{kind: kindPing, txid: c.pings[0].txid, keep: p.keep, size: c.ask}}}
+	return []out{{c.way, probe{kind: kindPing, txid: c.pings[0].txid, keep: p.keep, size: c.ask - c.way.Via.trailerSize()}}}
 }
 
 // handle takes an authentic frame of the peer that came on a way. It reports whether the peer wants a session, and whether
@@ -411,6 +421,7 @@ func (p *path) handle(f probe, from Way, now time.Time) (outs []out, wants, anew
 		q := c.pings[i]
 		clear(c.pings[i:]) // each counts once, and none after a newer one
 		p.answer(c, now.Sub(q.at), now)
+		c.mapped = f.seen
 		if q.size > 0 && q.size == c.ask {
 			c.mtu, c.ask, c.checked = q.size, 0, now
 		}
@@ -439,15 +450,30 @@ func (p *path) answer(c *candidate, sample time.Duration, now time.Time) {
 	switch {
 	case b == c:
 	case b == nil || !b.confirmed:
-		p.best, p.reason, p.round = c, "the first that answered", min(p.round, 1)
+		p.use(c, "the first that answered")
+		p.round, p.open = min(p.round, 1), now.Add(openFor)
 	case b.missed > 1:
 		b.failed = now
-		p.best, p.reason, p.round = c, "the one before did not answer", 0
+		p.use(c, "the one before did not answer")
+		p.round = 0
 	case !c.usable(now):
 	case c.way.udp() && !b.way.udp() && c.cost() < b.cost():
-		p.best, p.reason = c, "direct"
-	case c.cost() < b.cost()*4/5-2*time.Millisecond:
-		p.best, p.reason = c, "better"
+		p.use(c, "direct")
+	case c.cost() >= b.cost()*4/5-2*time.Millisecond:
+		c.better = 0
+	case now.Before(p.open) || now.Sub(c.betterAt) >= betterEvery:
+		c.better, c.betterAt = c.better+1, now
+		if now.Before(p.open) || c.better >= betterTimes {
+			p.use(c, "better")
+		}
+	}
+}
+
+// use makes a candidate the way in use.
+func (p *path) use(c *candidate, reason string) {
+	p.best, p.reason = c, reason
+	for _, c := range p.cands {
+		c.better = 0 // than the one before
 	}
 }
 
@@ -479,6 +505,10 @@ func (p *path) direct() (found *candidate) {
 
 // late forgives answers that are late only because this machine was: asleep, or busy elsewhere.
 func (p *path) late(now time.Time) {
+	if now.Sub(p.forgiven) < forgiveEvery { // a machine that is always late must judge all the same
+		return
+	}
+	p.forgiven = now
 	for _, c := range p.cands {
 		if !c.waiting.IsZero() {
 			c.waiting = now
@@ -497,5 +527,3 @@ func (p *path) mtu() int {
 	}
 	return p.best.mtu - p.best.way.Via.trailerSize()
 }
-
-func udpWay(a netip.AddrPort) Way { return Way{Addr: a} }

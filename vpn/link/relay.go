@@ -125,9 +125,8 @@ func (s step) advance(self ID, grant uint64) {
 
 // grants are what this node has given out.
 type grants struct {
-	mu      sync.RWMutex
-	by      map[uint64]*Peer
-	renewed time.Time
+	mu sync.RWMutex
+	by map[uint64]*Peer
 }
 
 // of returns what p is to put into packets that this node relays or takes for others, making all anew now and then.
@@ -183,6 +182,7 @@ type sorter struct {
 	from  *Peer  // its sender
 	next  *Peer
 	batch [][]byte
+	data  bool // some of it is more than probes
 }
 
 // sort takes a marked packet. If it has arrived, it returns it as it was before relays, with its way.
@@ -219,6 +219,7 @@ func (s *sorter) sort(b []byte) (inner []byte, w Way, origin ID, arrived bool) {
 	}
 	st.advance(s.l.id, g)
 	s.batch = append(s.batch, b)
+	s.data = s.data || b[0] < kindPing
 	s.l.relayedBytes.Add(uint64(len(b)))
 	return nil, w, origin, false
 }
@@ -226,11 +227,13 @@ func (s *sorter) sort(b []byte) (inner []byte, w Way, origin ID, arrived bool) {
 // flush sends what has been collected.
 func (s *sorter) flush() {
 	if len(s.batch) > 0 {
-		s.next.lastSend.Store(s.now.UnixNano())
+		if s.data { // were it so with probes, they would keep each other going
+			s.next.lastSend.Store(s.now.UnixNano())
+		}
 		if d := s.next.direct.Load(); d != nil {
 			s.l.put(s.batch, d)
 		}
-		s.batch = s.batch[:0]
+		s.batch, s.data = s.batch[:0], false
 	}
 }
 

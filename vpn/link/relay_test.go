@@ -5,9 +5,13 @@ package link
 import (
 	"bytes"
 	"encoding/binary"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
 )
 
 func TestTrailerOnItsWay(t *testing.T) {
@@ -124,6 +128,7 @@ func (tr *trip) live(d time.Duration, w world) {
 				tr.pending = append(tr.pending, answer{tr.now.Add(rtt), o.to, probe{kind: kindPong, txid: o.p.txid, run: 1}})
 			}
 		}
+		slices.SortStableFunc(tr.pending, func(a, b answer) int { return a.at.Compare(b.at) })
 	}
 }
 
@@ -190,6 +195,49 @@ func TestPathDoesNotFlap(t *testing.T) {
 	tr.wantWay(Way{Addr: addrA})
 }
 
+// Ways of which all are slow now and then, as on a busy machine or a full radio channel, are not changed each time.
+func TestPathBelievesNoSpike(t *testing.T) {
+	for _, ways := range [][]Way{{{Addr: addrA}, viaB, viaCD}, {viaB, {Via: Route{{5}}}, viaCD}} {
+		tr := newTrip(t)
+		tr.p.setKnown(ways)
+		r := rand.New(rand.NewPCG(1, 2))
+		w := func(Way) (rtt time.Duration) {
+			if rtt = 3 * time.Millisecond; r.IntN(5) == 0 {
+				rtt += time.Duration(20+r.IntN(100)) * time.Millisecond
+			}
+			return rtt
+		}
+		tr.live(2*time.Second, func(o out) (time.Duration, bool) { return w(o.to), true })
+		changes, last := 0, tr.p.best
+		for range 24000 { // two minutes
+			tr.live(5*time.Millisecond, func(o out) (time.Duration, bool) { return w(o.to), true })
+			if tr.p.best != last {
+				changes, last = changes+1, tr.p.best
+			}
+		}
+		if changes > 4 {
+			t.Errorf("of %v, the way changed %d times in two minutes", ways, changes)
+		}
+	}
+}
+
+// A path never asks to be called in the past, which Run would take for lateness of its own, forgive everybody for, and
+// ping anew: not even where the peer dies while the MTU is being measured.
+func TestPathLooksAhead(t *testing.T) {
+	tr := newTrip(t)
+	tr.p.setKnown([]Way{{Addr: addrA}, viaB})
+	tr.live(200*time.Millisecond, func(o out) (time.Duration, bool) { return 20 * time.Millisecond, o.p.size == 0 })
+	if tr.p.best == nil || tr.p.best.ask == 0 {
+		t.Fatal("nothing is being measured")
+	}
+	for end := tr.now.Add(30 * time.Second); tr.now.Before(end); tr.now = tr.now.Add(5 * time.Millisecond) {
+		tr.p.lastSend = tr.now
+		if _, next := tr.p.tick(tr.now); !next.After(tr.now) {
+			t.Fatalf("at %s it asks for %s", tr.now, tr.now.Sub(next))
+		}
+	}
+}
+
 // A clean detour beats a direct way that loses much.
 func TestPathLossy(t *testing.T) {
 	tr := newTrip(t)
@@ -227,6 +275,18 @@ func TestPathMTU(t *testing.T) {
 	}
 }
 
+// What is measured of a way through relays counts the trailer once.
+func TestPathMTURelayed(t *testing.T) {
+	tr := newTrip(t)
+	tr.p.setKnown([]Way{viaB})
+	tr.live(5*time.Second, func(o out) (time.Duration, bool) {
+		return 20 * time.Millisecond, o.p.size+o.to.Via.trailerSize() <= 1372
+	})
+	if m := tr.p.mtu(); m != 1372-viaB.Via.trailerSize() {
+		t.Errorf("the path takes 1372 with a trailer, found %d without", m)
+	}
+}
+
 // A node that slept does not think that the others did.
 func TestPathLate(t *testing.T) {
 	tr := newTrip(t)
@@ -251,5 +311,35 @@ func TestRouteIsComparable(t *testing.T) {
 	}
 	if udp := (Way{Addr: netip.MustParseAddrPort("192.0.2.1:1")}); !udp.udp() || udp.relayed() || a.udp() || !a.relayed() {
 		t.Error("ways do not know what they are")
+	}
+}
+
+// The answer to a handshake goes also through relays that have not answered yet: lost, it would come again after 5 s.
+func TestResponseThroughRelay(t *testing.T) {
+	s := &sink{}
+	l := New(s, key(t), 1412)
+	relay, err1 := l.Peer("relay", key(t).PublicKey())
+	p, err2 := l.Peer("far", key(t).PublicKey())
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	relay.direct.Store(&route{ep: &conn.StdNetEndpoint{AddrPort: addrA}})
+	relay.granted.Store(7)
+	p.Set([]netip.AddrPort{addrB}, []Route{{relay.id}}, false)
+	msg := append([]byte{response, 0, 0, 0}, make([]byte, 88)...)
+	if err := l.Send([][]byte{msg}, p); err != nil {
+		t.Fatal(err)
+	}
+	direct, relayed := 0, 0
+	for _, b := range s.sent {
+		switch {
+		case bytes.Equal(b, msg):
+			direct++
+		case b[0] == response && b[1] == relayMark:
+			relayed++
+		}
+	}
+	if direct != 1 || relayed != 1 {
+		t.Errorf("the answer was sent %d times directly and %d times through the relay", direct, relayed)
 	}
 }

@@ -42,6 +42,10 @@ func Create(name string, mtu int, addrs []netip.Prefix) (tun.Device, error) {
 	return dev, nil
 }
 
+// gsoMaxSize is the most bytes of a super-packet: 45 packets of MTU 1380, which are 64,980 bytes with what WireGuard and
+// a relay add to them.
+const gsoMaxSize = 61000
+
 func configure(name string, mtu int, addrs []netip.Prefix) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
@@ -50,6 +54,8 @@ func configure(name string, mtu int, addrs []netip.Prefix) error {
 	if err := netlink.LinkSetMTU(l, mtu); err != nil {
 		return fmt.Errorf("setting the MTU of %s: %w", name, err)
 	}
+	// What the kernel hands over at once is sealed and still fits into one UDP send, of 64 KiB. Older kernels cannot.
+	netlink.LinkSetGSOMaxSize(l, gsoMaxSize)
 	for _, a := range addrs {
 		na := &netlink.Addr{IPNet: ipNet(a)}
 		if a.Addr().Is6() {

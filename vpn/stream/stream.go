@@ -16,7 +16,8 @@
 //	2   kind: 1 ping, 2 pong; anything else ends the link
 //
 // The dialler's first frame is a ping: it has chosen this connection among those it has tried. The other side admits it
-// with a pong, and the dialler says with another that it has seen that. Frames that wait are written together, in TLS records of up to 16 KiB (RFC 8446 section 5.1).
+// with a pong, and the dialler says with another that it has seen that.
+// Frames that wait are written together, in TLS records of up to 16 KiB (RFC 8446 section 5.1).
 //
 // # Alive or dead
 //
@@ -78,7 +79,6 @@ var ErrNoLink = errors.New("there is no TLS link to that node")
 type Config struct {
 	Identity *identity.Identity
 	Dial     tcp.Dial                         // nil: tcp.Direct
-	Admit    func(identity.Node) error        // who may have a link; nil: every member
 	Receive  func(from string, pkts [][]byte) // datagrams, valid only during the call, which holds up that link alone
 	Changed  func(name string, up bool)       // nil, or called when a node's first link is up and its last one gone, in turn
 	Log      *slog.Logger
@@ -192,11 +192,8 @@ func (s *Streams) Send(name string, bufs [][]byte) error {
 	return ErrNoLink
 }
 
-// Review closes the links of those whom Config.Admit does not admit any more.
+// Review closes the links of members that were evicted (identity.Identity.Evicted).
 func (s *Streams) Review() {
-	if s.cfg.Admit == nil {
-		return
-	}
 	s.mu.Lock()
 	var all []*link
 	for _, p := range s.peers {
@@ -313,8 +310,8 @@ func (s *Streams) member(cs tls.ConnectionState) (identity.Node, error) {
 	if err == nil && n.Name == s.self {
 		err = errors.New("the other side has this node's own name")
 	}
-	if err == nil && s.cfg.Admit != nil {
-		err = s.cfg.Admit(n)
+	if evicted := s.cfg.Identity.Evicted; err == nil && evicted != nil && evicted(n) {
+		err = fmt.Errorf("%s was evicted from the mesh", n.Name)
 	}
 	return n, err
 }

@@ -128,7 +128,7 @@ type node struct {
 }
 
 // start runs a node until the test has ended.
-func (n *network) start(t *testing.T, id *identity.Identity, change ...func(*Config)) *node {
+func (n *network) start(t *testing.T, id *identity.Identity) *node {
 	x := &node{id: id}
 	cfg := Config{Identity: id, Dial: n.dial, Log: slog.New(slog.DiscardHandler),
 		Receive: func(from string, pkts [][]byte) {
@@ -147,9 +147,6 @@ func (n *network) start(t *testing.T, id *identity.Identity, change ...func(*Con
 			defer x.mu.Unlock()
 			x.changes = append(x.changes, fmt.Sprintf("%s %v", name, up))
 		}}
-	for _, f := range change {
-		f(&cfg)
-	}
 	x.Streams = New(cfg)
 	n.mu.Lock()
 	n.serve[id.Node.Name] = x.accept
@@ -478,7 +475,7 @@ func TestHostile(t *testing.T) {
 		}
 	}
 	try("another mesh dials", func(t *testing.T, n *network, _ *identity.CA, _, b *node) {
-		x := n.start(t, newIdentity(t, newCA(t), "nibz"), func(c *Config) {})
+		x := n.start(t, newIdentity(t, newCA(t), "nibz"))
 		x.Want("spencer", []string{"spencer:1"}, true)
 		no(t, x, "spencer")
 		no(t, b, "nibz")
@@ -508,16 +505,11 @@ func TestHostile(t *testing.T) {
 		c.Close()
 		no(t, b, "")
 	})
-	try("not admitted", func(t *testing.T, n *network, ca *identity.CA, a, _ *node) {
+	try("evicted", func(t *testing.T, n *network, ca *identity.CA, a, _ *node) {
 		var evicted atomic.Bool
-		x := n.start(t, newIdentity(t, ca, "nibz"), func(c *Config) {
-			c.Admit = func(i identity.Node) error {
-				if evicted.Load() {
-					return errors.New(i.Name + " was evicted")
-				}
-				return nil
-			}
-		})
+		id := newIdentity(t, ca, "nibz")
+		id.Evicted = func(i identity.Node) bool { return evicted.Load() && i.Name == "bkero" }
+		x := n.start(t, id)
 		a.Want("nibz", []string{"nibz:1"}, true)
 		wait(time.Second)
 		if _, up := x.up("bkero"); !up {

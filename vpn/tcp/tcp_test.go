@@ -97,6 +97,7 @@ func TestProxies(t *testing.T) {
 			if c.err != "" {
 				t.Fatalf("no error, want %q", c.err)
 			}
+			conn.SetDeadline(time.Now().Add(20 * time.Second))
 			conn.Write([]byte("hello"))
 			b := make([]byte, 5)
 			if _, err := io.ReadFull(conn, b); err != nil || string(b) != "hello" {

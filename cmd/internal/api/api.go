@@ -64,10 +64,17 @@ type Self struct {
 type Peer struct {
 	Name          string       `json:"name"`
 	Addrs         []netip.Addr `json:"addrs"`
-	Endpoint      string       `json:"endpoint,omitempty"` // UDP address in use; empty: none
-	Direct        bool         `json:"direct"`
+	Active        bool         `json:"active"`             // there is a tunnel; others get one with the first packet
+	Neighbour     bool         `json:"neighbour"`          // the tunnel is kept, and records go along it
+	Direct        bool         `json:"direct"`             // over UDP, without other nodes
+	Endpoint      string       `json:"endpoint,omitempty"` // its UDP address then
+	Via           []string     `json:"via,omitempty"`      // relays, the nearest first
+	Stream        bool         `json:"stream,omitempty"`   // over TLS
+	Reason        string       `json:"reason,omitempty"`   // why this way
+	RTT           float64      `json:"rtt_ms,omitempty"`   // smoothed
+	Loss          float64      `json:"loss,omitempty"`     // share of lost probes, 0 to 1
+	MTU           int          `json:"mtu,omitempty"`      // bytes of the largest packet in the tunnel that passes; 0: not measured
 	LastHandshake *time.Time   `json:"last_handshake,omitempty"`
-	RTT           float64      `json:"rtt_ms,omitempty"` // smoothed
 	RX            uint64       `json:"rx_bytes"`
 	TX            uint64       `json:"tx_bytes"`
 }
@@ -128,9 +135,10 @@ type Change struct {
 
 // Invite is the body of POST /v1/invite.
 type Invite struct {
-	Name    string        `json:"name"`
-	Addr    netip.Addr    `json:"addr"` // zero: the lowest free one
-	Expires time.Duration `json:"expires"`
+	Name    string         `json:"name"`
+	Addr    netip.Addr     `json:"addr"`              // zero: the lowest free one
+	Subnets []netip.Prefix `json:"subnets,omitempty"` // that the new node may be the router of
+	Expires time.Duration  `json:"expires"`
 }
 
 // Invitation is its answer.
@@ -138,6 +146,7 @@ type Invitation struct {
 	Token   string     `json:"token"`
 	Addr    netip.Addr `json:"addr"`
 	Expires time.Time  `json:"expires"`
+	Warning string     `json:"warning,omitempty"` // why it may not work
 }
 
 // Error is the body of every answer that is not 200.

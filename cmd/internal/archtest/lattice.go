@@ -40,9 +40,11 @@ vpn/...: vpn/...                         | knows packets and no names
 cmd/internal/config: vpn/identity        | reads files and starts nothing
 cmd/internal/api: -                      | is shared by programs that must not share more
 cmd/internal/doctor: nss cmd/internal/api cmd/internal/config | reads a machine as a program of the system would
+cmd/internal/picture: cmd/internal/api    | is a pure function of what the API says
 cmd/internal/lab: -                      | makes hosts and does not know what runs in them
 cmd/internal/scripts: -                  | starts foreign programs and knows nothing else
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands
+cmd/internal/netlab: cmd/internal/lab cmd/internal/api cmd/internal/config vpn vpn/identity | gives nodes their certificates, and asks meshd how they are as mesh status does
 cmd/internal/archtest: -                 | judges everything
 cmd/...: ...                             | the root that introduces the engines to each other
 `

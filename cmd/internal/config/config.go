@@ -55,7 +55,7 @@ type Config struct {
 	Mesh      string   `toml:"mesh" comment:"The mesh, the zone of its names and its IPv4 prefix: the same on every node."`
 	Domain    string   `toml:"domain"`
 	Prefix    string   `toml:"prefix"`
-	Port      int      `toml:"port" comment:"UDP port of the tunnels; new nodes join on TCP at the same number."`
+	Port      int      `toml:"port" comment:"UDP port of the tunnels; new nodes join on TCP at the same number, on this node or through it."`
 	Public    []string `toml:"public" comment:"Where others reach this node from the Internet: host or host:port."`
 	Connect   []string `toml:"connect" comment:"Nodes to keep a tunnel to, always."`
 	Subnet    []string `toml:"subnet" comment:"Networks behind this node that it is the router of, with a weight: \"10.11.22.0/24#10\". Its certificate must allow them."`

@@ -51,6 +51,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("DELETE /v1/groups/{name}", answer(d.removeGroup))
 	mux.HandleFunc("POST /v1/invite", answer(d.invite))
 	mux.HandleFunc("POST /v1/evict", answer(d.evict))
+	d.handleNet(mux)
 	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
@@ -83,7 +84,8 @@ func (d *daemon) status() api.Status {
 		s.Self.Endpoints = append(s.Self.Endpoints, e.String())
 	}
 	for _, p := range d.node.Peers() {
-		ap := api.Peer{Name: p.Name, Addrs: p.Addrs, RX: p.RX, TX: p.TX, RTT: float64(p.RTT.Microseconds()) / 1000}
+		ap := api.Peer{Name: p.Name, Addrs: p.Addrs, Active: p.Active, Neighbour: p.Neighbour, Via: p.Via, Stream: p.Stream, Reason: p.Reason,
+			RTT: float64(p.RTT.Microseconds()) / 1000, Loss: p.Loss, MTU: p.MTU, RX: p.RX, TX: p.TX}
 		if p.Endpoint.IsValid() {
 			ap.Endpoint, ap.Direct = p.Endpoint.String(), true
 		}
@@ -222,6 +224,11 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 	if q.Expires < shortest || q.Expires > longest {
 		return nil, fmt.Errorf("an invitation is good for %s to %s, not %s", shortest, longest, q.Expires)
 	}
+	for _, p := range q.Subnets {
+		if err := identity.CheckSubnet(p); err != nil {
+			return nil, err
+		}
+	}
 	c := d.cfg.Load()
 	for _, t := range d.node.Tombstones() {
 		if t.Name == d.relative(q.Name) && !time.Now().After(t.At) {
@@ -229,10 +236,6 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 		}
 	}
 	expires := time.Now().Add(q.Expires).Truncate(time.Second)
-	addr, err := d.names.ClaimNode(r.Context(), d.relative(q.Name), q.Addr, expires)
-	if err != nil {
-		return nil, err
-	}
 	t := join.Token{Root: d.id.CA.Fingerprint(), Inviter: sha256.Sum256(d.id.Chain[0].RawSubjectPublicKeyInfo), Secret: join.NewSecret(),
 		Name: d.relative(q.Name), Expires: expires}
 	add := func(hp string) {
@@ -250,13 +253,19 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 	for _, a := range locals {
 		add(netip.AddrPortFrom(a, uint16(c.Port)).String())
 	}
-	if len(t.Endpoints) == 0 {
-		return nil, errors.New("this machine has no address at which a new node could reach it: set public = [\"HOST\"] in mesh.toml")
-	}
-	if err := d.book.Add(t.Secret, t.Name, addr, expires); err != nil {
+	t.Via = d.between()
+	warning, err := unreachable(t, len(c.Public) > 0 || slices.ContainsFunc(locals, join.Public))
+	if err != nil {
 		return nil, err
 	}
-	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires}, nil
+	addr, err := d.names.ClaimNode(r.Context(), t.Name, q.Addr, expires)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.book.Add(t.Secret, t.Name, addr, expires, q.Subnets...); err != nil {
+		return nil, err
+	}
+	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires, Warning: warning}, nil
 }
 
 func evicted(t *identity.Tombstone) api.Evicted {

@@ -21,7 +21,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -34,6 +33,7 @@ import (
 	"mesh.internal/mesh/vpn"
 	"mesh.internal/mesh/vpn/identity"
 	"mesh.internal/mesh/vpn/join"
+	"mesh.internal/mesh/vpn/tcp"
 )
 
 // Options is what Run starts from.
@@ -109,9 +109,13 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	d.scripts = scripts.New(scripts.Config{Dir: filepath.Dir(opts.Paths.Config), Mesh: c.Mesh, Name: c.Name, Interface: c.Interface, Log: d.log})
-	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Connect: c.Connect,
+	dial, err := tcp.Through(tcp.FromEnvironment) // a password does not belong into mesh.toml, which all may read
+	if err != nil {
+		return err
+	}
+	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Join: joinPort(c, id), Connect: c.Connect,
 		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, PortMap: c.PortMap, LAN: c.LAN,
-		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Log: d.log}); err != nil {
+		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Dial: dial, Log: d.log}); err != nil {
 		return err
 	}
 	id.Evicted = d.node.Evicted
@@ -148,7 +152,7 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(d.names.Run)
 		goRun(func(ctx context.Context) error { d.scripts.Run(ctx); return nil })
 		goRun(d.serveDNS)
-		goRun(d.serveJoin)
+		goRun(d.serveTCP)
 		goRun(d.serveAPI)
 		goRun(d.reload)
 		goRun(d.watchdog)
@@ -250,27 +254,6 @@ func (d *daemon) serveDNS(ctx context.Context) error {
 		d.warn("dns", err.Error())
 	}
 	return nil
-}
-
-// serveJoin lets invited strangers in, where this node may invite.
-func (d *daemon) serveJoin(ctx context.Context) error {
-	if d.id.CA.Key == nil {
-		return nil
-	}
-	c := d.cfg.Load()
-	l, err := net.Listen("tcp", ":"+strconv.Itoa(c.Port))
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("TCP port %d is in use: end the program that has it, or choose another (port = … in mesh.toml): %w", c.Port, err)
-	}
-	if err != nil {
-		return fmt.Errorf("listening for new nodes: %w", err)
-	}
-	s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Evicted: d.node.Tombstones, Learn: d.node.Learn, Log: d.log,
-		Mesh: func() join.Mesh {
-			c := d.cfg.Load()
-			return join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: endpoints(c, d.id), Inviter: c.Name, Port: uint16(c.Port)}
-		}}
-	return s.Serve(ctx, l)
 }
 
 // reload reads the configuration again when asked to. What cannot change in a running daemon is named.

@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -57,6 +58,7 @@ type Host struct {
 	pipe   *os.File // closing it ends the host
 	pidfd  int      // of the holder: names the namespaces
 
+	ports   atomic.Int32   // interfaces made on it as a router
 	running sync.WaitGroup // processes given to Start
 }
 

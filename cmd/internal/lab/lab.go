@@ -14,6 +14,8 @@
 //	198.18.1.0/24, fd00:198:18:1::/64        198.18.2.0/24, fd00:198:18:2::/64
 //	   spencer .2 ───────────────── .1 router .1 ───────────────── .2 bkero
 //
+// Where that is too plain, a router has Subnets into which hosts and other routers are plugged, and may be a NAT.
+//
 // The package starts one goroutine for each process given to Start; it ends with that process. Close waits for them.
 package lab
 
@@ -110,14 +112,11 @@ func (l *Lab) Connect(h, router *Host) (*Link, error) {
 	if n > 255 {
 		return nil, errors.New("connecting a host: a lab has at most 255 subnets")
 	}
-	link := &Link{
-		Addr4: netip.AddrFrom4([4]byte{198, 18, byte(n), 2}),
-		Addr6: netip.MustParseAddr(fmt.Sprintf("fd00:198:18:%d::2", n)),
+	s, err := router.Subnet(netip.MustParsePrefix(fmt.Sprintf("198.18.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd00:198:18:%d::/64", n)))
+	if err != nil {
+		return nil, err
 	}
-	if err := link.open(h, router); err != nil {
-		return nil, fmt.Errorf("connecting %s to %s: %w", h.Name, router.Name, err)
-	}
-	return link, nil
+	return s.Plug(h)
 }
 
 // Close ends every host with all that runs in it and returns when the last process is gone.

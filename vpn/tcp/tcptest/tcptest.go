@@ -36,12 +36,12 @@ func HTTP(t testing.TB, user, password string, asked func(addr string)) string {
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
-		w.WriteHeader(http.StatusOK)
-		in, _, err := http.NewResponseController(w).Hijack()
+		in, _, err := http.NewResponseController(w).Hijack() // before the client may speak: nothing is buffered
 		if err != nil {
 			out.Close()
 			return
 		}
+		io.WriteString(in, "HTTP/1.1 200 OK\r\n\r\n")
 		join(in, out)
 	}))
 	t.Cleanup(s.Close)
