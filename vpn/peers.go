@@ -19,7 +19,9 @@ import (
 type member struct {
 	id    link.ID
 	cands map[netip.AddrPort]time.Time // where it may be, as it or others told, besides its record; until when
-	told  time.Time                    // when this node's candidates were sent to it
+	told  time.Time                    // when this node's candidates were sent to it,
+	tells int                          // how often the same ones,
+	said  []netip.AddrPort             // and which
 	since time.Time                    // it is a peer
 	up    bool                         // it was reached, and that was told
 	down  bool                         // the router of a subnet, and cannot be reached
@@ -225,9 +227,13 @@ func (n *Node) tell(name string) bool {
 	if s.Way == (link.Way{}) || s.Way.Addr.IsValid() || time.Since(s.LastSent) > candsLast {
 		return false
 	}
-	if time.Since(m.told) >= tellEvery {
-		m.told = time.Now()
-		n.send(name, message{Cands: encodeAddrs(n.candidates())})
+	cands := n.candidates()
+	if !slices.Equal(cands, m.said) {
+		m.said, m.tells = cands, 0
+	}
+	if time.Since(m.told) >= tellEvery<<min(m.tells, 7) { // they are packets like others: at this rate they would never let it be idle
+		m.told, m.tells = time.Now(), m.tells+1
+		n.send(name, message{Cands: encodeAddrs(cands)})
 	}
 	return true
 }
@@ -240,6 +246,7 @@ func (n *Node) candidates() (out []netip.AddrPort) {
 			out = append(out, a)
 		}
 	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
 	return out
 }
 

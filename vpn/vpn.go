@@ -52,14 +52,14 @@ type Config struct {
 	StateDir  string // records.cbor lives here
 	Log       *slog.Logger
 
-	TUN    tun.Device                   // tests: instead of a kernel interface
-	Bind   conn.Bind                    // tests: instead of UDP sockets
-	Locals func() ([]netip.Addr, error) // tests: instead of the machine's addresses
+	TUN    tun.Device                                   // tests: instead of a kernel interface
+	Bind   conn.Bind                                    // tests: instead of UDP sockets
+	Locals func() ([]netip.Addr, error)                 // tests: instead of the machine's addresses
+	Socket func(network string) (net.PacketConn, error) // tests: instead of a UDP socket at any port
 	// Tests: instead of netif.Watch; nil with a TUN: addresses do not change.
 	Watch func(ctx context.Context, changed func()) error
 	// Tests in a bubble of testing/synctest: gets each of the engine's peers, to keep it from the garbage collector.
 	Retain func(peer any)
-	Socket func(network string) (net.PacketConn, error) // tests: instead of a UDP socket at any port
 
 	PortMap bool     // asks routers to let others in
 	LAN     bool     // finds nodes on the same link

@@ -182,6 +182,7 @@ type sorter struct {
 	from  *Peer  // its sender
 	next  *Peer
 	batch [][]byte
+	data  bool // some of it is more than probes
 }
 
 // sort takes a marked packet. If it has arrived, it returns it as it was before relays, with its way.
@@ -218,6 +219,7 @@ func (s *sorter) sort(b []byte) (inner []byte, w Way, origin ID, arrived bool) {
 	}
 	st.advance(s.l.id, g)
 	s.batch = append(s.batch, b)
+	s.data = s.data || b[0] < kindPing
 	s.l.relayedBytes.Add(uint64(len(b)))
 	return nil, w, origin, false
 }
@@ -225,11 +227,11 @@ func (s *sorter) sort(b []byte) (inner []byte, w Way, origin ID, arrived bool) {
 // flush sends what has been collected.
 func (s *sorter) flush() {
 	if len(s.batch) > 0 {
-		s.next.touch(s.now)
+		s.next.touch(s.now, s.data)
 		if d := s.next.direct.Load(); d != nil {
 			s.l.put(s.batch, d)
 		}
-		s.batch = s.batch[:0]
+		s.batch, s.data = s.batch[:0], false
 	}
 }
 

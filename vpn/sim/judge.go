@@ -22,13 +22,15 @@ const (
 	stallIn    = time.Second            // a pair that talks and has a way is never without traffic for longer, whatever happens
 	firstIn    = 3 * time.Second        // from the moment both know each other and there is a way to their first packet
 	returnIn   = 7 * time.Second        // the same for a pair whose last way was lost, since the slow probes come every 5 s
-	tcpIn      = 8 * time.Second        // more, where all ways lead over TCP: UDP is tried first
+	tcpIn      = 8 * time.Second        // more, where all ways lead over TCP: UDP is tried first,
+	tcpRetry   = time.Minute            // and who could not be connected to is tried once a minute
 	slack      = 400 * time.Millisecond // the time between packets of a pair, and that of a packet on its way
 	convergeIn = 90 * time.Second       // from the last event until all who have a way know the same records
 	copiesMax  = 3                      // of one sealed packet, sent by its origin
 	wrongsMax  = 20                     // are kept
 	forget     = 2 * time.Minute        // of marks and sealed packets
 	lookEvery  = 50 * time.Millisecond
+	idleMost   = 2000 // bytes per second that a node may send on average while nobody talks
 )
 
 // What so many nodes may have at most.
@@ -305,7 +307,7 @@ func (j *judge) saw(s vpntest.Sight) {
 	switch s.Fate {
 	case vpntest.Sent:
 		if j.byHost[s.From] != nil {
-			j.wire[s.From] += len(s.B)
+			j.wire[s.From] += size(s)
 		}
 		if a := j.strangers[s.From]; a != nil {
 			a.from += len(s.B)
@@ -346,6 +348,14 @@ func (j *judge) saw(s vpntest.Sight) {
 			j.note("a packet of %s goes round: it passed %s %d times, and there are %d of it", t.origin.Name, s.From.Name, n, t.sends[t.origin]+t.extra)
 		}
 	}
+}
+
+// size is that of a datagram's IP packet.
+func size(s vpntest.Sight) int {
+	if s.Dst.Addr().Is6() {
+		return len(s.B) + 48
+	}
+	return len(s.B) + 28
 }
 
 // run looks at the whole again and again until ctx ends.
@@ -398,19 +408,18 @@ func (j *judge) traffic(now time.Time, w *ways) (any bool) {
 			d.waiting = false
 			continue
 		}
-		more := slack
+		more, retry := slack, time.Duration(0)
 		if w.quick[d.ia][d.ib] > j.cfg.Hops {
-			more += tcpIn
+			more, retry = more+tcpIn, tcpRetry
 		}
-		lenient := time.Duration(0)
 		if j.lossy {
-			lenient = j.cfg.Lenient
+			retry += j.cfg.Lenient
 		}
 		switch {
 		case again && d.before:
-			d.limit, d.event, d.waiting = now.Add(returnIn+lenient+more), event{now, j.last.n, "a way again"}, true
+			d.limit, d.event, d.waiting = now.Add(returnIn+retry+more), event{now, j.last.n, "a way again"}, true
 		case again:
-			d.limit, d.event, d.waiting = now.Add(firstIn+lenient+more), event{now, j.last.n, "first contact"}, true
+			d.limit, d.event, d.waiting = now.Add(firstIn+retry+more), event{now, j.last.n, "first contact"}, true
 		case d.event.n != j.last.n:
 			if limit := j.last.at.Add(stallIn + more); limit.After(d.limit) {
 				d.limit = limit
@@ -452,6 +461,16 @@ func (j *judge) records(nodes []*Node, w *ways) {
 		}
 		j.mu.Unlock()
 	}
+}
+
+// sent is how many bytes members have sent.
+func (j *judge) sent() (sum int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, n := range j.wire {
+		sum += n
+	}
+	return sum
 }
 
 // converged holds against each other, once after each event, what those know who have a way.

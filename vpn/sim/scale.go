@@ -54,10 +54,7 @@ func (c *counter) saw(s vpntest.Sight) {
 	if s.Fate != vpntest.Sent {
 		return
 	}
-	n := len(s.B) + 28
-	if s.Dst.Addr().Is6() {
-		n += 20
-	}
+	n := size(s)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.bytes[s.From] += n

@@ -19,9 +19,6 @@ const (
 	scaleOutVar = "SCALE_OUT" // where the result is written
 )
 
-// idleMost is what a node may send while nobody talks, in bytes per second.
-const idleMost = 2000
-
 // TestScale measures meshes of some sizes, each in a process of its own, and prints a table.
 func TestScale(t *testing.T) {
 	if os.Getenv(childVar) != "" || os.Getenv(scaleOfVar) != "" {
@@ -52,7 +49,7 @@ func TestScale(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s.Idle.Mean > idleMost {
+		if s.Idle.Mean > 2000 {
 			t.Errorf("%d nodes send %.0f B/s each while nobody talks", s.Nodes, s.Idle.Mean)
 		}
 		sizes = append(sizes, s)

@@ -313,11 +313,16 @@ func (w *World) healAll() {
 	}
 }
 
-// quietHour suspends a machine for an hour in which nobody talks.
+// quietHour suspends a machine for an hour in which nobody talks. A mesh that has nothing to do must become quiet.
 func (w *World) quietHour(n *Node) {
 	w.hush(true)
 	n.Suspend(true)
-	w.Sleep(time.Hour)
+	w.Sleep(10 * time.Minute)
+	before := w.judge.sent()
+	w.Sleep(50 * time.Minute)
+	if rate := float64(w.judge.sent()-before) / (50 * time.Minute).Seconds() / float64(len(w.nodes)); rate > idleMost {
+		w.judge.wrong("each node sends %.0f B/s while nobody talks", rate)
+	}
 	n.Suspend(false)
 	w.hush(false)
 }
