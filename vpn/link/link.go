@@ -95,7 +95,6 @@ type Peer struct {
 	granted  atomic.Uint64         // by the peer, for what it is to relay or to take from this node as a relay
 	lastSend atomic.Int64          // Unix nanoseconds; carried into the path at its next tick
 	heardAt  atomic.Int64
-	nudged   atomic.Bool // a probe goes to or through the peer
 	want     atomic.Bool // the engine waits for a session; the leader's engine does so by itself
 
 	relayed allowance
@@ -528,9 +527,7 @@ func (p *Peer) tick(now time.Time) time.Time {
 	p.sync()
 	p.path.ask(p.want.Load() && !p.leads())
 	dead := p.path.dead()
-	nudge := p.path.nudge(p.nudged.Swap(false), now)
 	outs, next := p.path.tick(now)
-	outs = append(nudge, outs...)
 	if b := p.path.best; b != nil && b.missed > 0 {
 		delete(p.eps, b.way.Addr) // the address that it was sent from may be gone
 	}
@@ -841,19 +838,6 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	return nil
 }
 
-// touch notes that the direct way to the peer is in use, for others, so that it is pinged too: as long as packets go, but
-// only once for a probe, or probes would keep each other going.
-func (p *Peer) touch(now time.Time, packets bool) {
-	if !packets {
-		p.nudged.Store(true)
-		p.wake()
-		return
-	}
-	if was := p.lastSend.Swap(now.UnixNano()); now.Sub(time.Unix(0, was)) > beatEvery/2 {
-		p.wake()
-	}
-}
-
 // put sends a batch on a route. It may write behind the packets.
 func (l *Link) put(bufs [][]byte, r *route) error {
 	switch {
@@ -862,7 +846,9 @@ func (l *Link) put(bufs [][]byte, r *route) error {
 		if d == nil || grant == 0 {
 			return nil // the relay is out of reach for now: pings tell
 		}
-		r.first.touch(time.Now(), len(bufs[0]) > 0 && bufs[0][0] < kindPing)
+		if len(bufs[0]) > 0 && bufs[0][0] < kindPing { // were it so with probes, they would keep each other going
+			r.first.lastSend.Store(time.Now().UnixNano()) // the way to the relay is in use too
+		}
 		for i, b := range bufs {
 			b = append(b, r.trailer...)
 			binary.LittleEndian.PutUint64(b[len(b)-fixedTail:], grant)

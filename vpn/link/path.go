@@ -243,7 +243,7 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 	}
 	suspect := p.best != nil && p.best.missed > 0
 	demand := now.Sub(p.lastSend) < demandLasts
-	if !demand && !p.keep && !p.asked() {
+	if !demand && !p.keep {
 		return nil, next
 	}
 	if !now.Before(p.nextPing) {
@@ -278,19 +278,6 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 		next = sooner(next, c.askedAt.Add(answersIn+c.rtt*3/2))
 	}
 	return outs, next
-}
-
-// nudge pings the way in use once, if on and it was not pinged for a moment.
-func (p *path) nudge(on bool, now time.Time) []out {
-	if b := p.best; on && b != nil && b.waiting.IsZero() && now.Sub(b.pings[0].at) > time.Second {
-		return []out{p.ping(b, now)}
-	}
-	return nil
-}
-
-// asked reports whether an answer of the way in use is still waited for, or another way looked for since it did not come.
-func (p *path) asked() bool {
-	return p.best != nil && (!p.best.waiting.IsZero() || p.best.missed > 0 && p.round < probeFast)
 }
 
 // every says how long to wait until all are pinged again.
