@@ -93,7 +93,7 @@ type Peer struct {
 	direct   atomic.Pointer[route] // what path.direct says
 	mtu      atomic.Int32          // what path.mtu says
 	granted  atomic.Uint64         // by the peer, for what it is to relay or to take from this node as a relay
-	lastSend atomic.Int64          // Unix nanoseconds; carried into the path at its next tick
+	lastSend atomic.Int64          // when it was needed, in Unix nanoseconds; carried into the path at its next tick
 	heardAt  atomic.Int64
 	want     atomic.Bool // the engine waits for a session; the leader's engine does so by itself
 
@@ -129,7 +129,7 @@ type Status struct {
 	Loss      float64       // share of lost probes, 0 to 1
 	MTU       int           // bytes of the largest sealed packet known to pass; 0: not measured
 	LastHeard time.Time     // zero: never
-	LastSent  time.Time     // zero: never
+	LastSent  time.Time     // when it was needed; zero: never
 	Direct    bool          // there is a way that needs no other node
 	DirectUDP bool          // that way is not a stream
 	DirectRTT time.Duration // of that way
@@ -285,6 +285,18 @@ func (p *Peer) Streaming(on bool) {
 	}
 	p.mu.Unlock()
 	p.wake()
+}
+
+// Needed notes that somebody sends to the peer: from here on and for a while its ways are watched, and better ones looked
+// for. What the owner sends for itself, as gossip, is not worth that.
+func (p *Peer) Needed(now time.Time) {
+	was := time.Unix(0, p.lastSend.Swap(now.UnixNano()))
+	if now.Sub(was) > beatEvery/2 {
+		p.wake() // so that silence is noticed
+	}
+	if now.Sub(was) > demandLasts && p.link.Changed != nil {
+		p.link.Changed(p) // ways to it are needed now
+	}
 }
 
 // Heard notes that the engine has opened a packet of the peer.
@@ -788,14 +800,10 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 		return nil
 	}
 	now := time.Now()
-	was := p.lastSend.Swap(now.UnixNano())
 	best := p.best.Load()
 	kind := bufs[0][0]
-	if best == nil || kind == initiation || now.Sub(time.Unix(0, was)) > beatEvery/2 {
-		defer p.wake() // so that silence is noticed
-	}
-	if now.Sub(time.Unix(0, was)) > demandLasts && l.Changed != nil {
-		l.Changed(p) // ways to it are needed now
+	if best == nil || kind == initiation {
+		defer p.wake()
 	}
 	switch {
 	case kind == initiation && !p.leads():

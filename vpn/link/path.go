@@ -27,7 +27,7 @@ type path struct {
 	kept      time.Time  // when the peer said last that we are its neighbour
 	asking    bool       // the peer is to begin a handshake
 	full      int        // bytes of the largest packets that the engine makes
-	lastSend  time.Time  // something for the peer was handed in
+	lastSend  time.Time  // the peer was needed, see Peer.Needed
 	lastHeard time.Time  // an authentic packet of the peer came in
 	nextPing  time.Time  // all that can be are pinged then, not before
 	nextBeat  time.Time
