@@ -94,6 +94,7 @@ type Peer struct {
 	mtu      atomic.Int32          // what path.mtu says
 	granted  atomic.Uint64         // by the peer, for what it is to relay or to take from this node as a relay
 	lastSend atomic.Int64          // when it was needed, in Unix nanoseconds; carried into the path at its next tick
+	carried  atomic.Int64          // when it was last handed a probe of others, the same
 	heardAt  atomic.Int64
 	want     atomic.Bool // the engine waits for a session; the leader's engine does so by itself
 
@@ -299,6 +300,16 @@ func (p *Peer) Needed(now time.Time) {
 	}
 }
 
+// carries notes that the way to the peer is a part of another. Data makes it needed. Probes, which would keep each other going
+// then, have it looked at now and then, so that its grant is known.
+func (p *Peer) carries(now time.Time, data bool) {
+	if data {
+		p.lastSend.Store(now.UnixNano())
+	} else if was := p.carried.Swap(now.UnixNano()); now.Sub(time.Unix(0, was)) > keepEvery {
+		p.wake()
+	}
+}
+
 // Heard notes that the engine has opened a packet of the peer.
 func (p *Peer) Heard(now time.Time) {
 	p.heardAt.Store(now.UnixNano())
@@ -366,6 +377,9 @@ func (p *Peer) sync() {
 		if at := time.Unix(0, t); at.After(p.path.lastSend) {
 			p.path.lastSend = at
 		}
+	}
+	if t := p.carried.Load(); t != 0 {
+		p.path.carried = time.Unix(0, t)
 	}
 	if t := p.heardAt.Load(); t != 0 {
 		if at := time.Unix(0, t); at.After(p.path.lastHeard) {
@@ -854,9 +868,7 @@ func (l *Link) put(bufs [][]byte, r *route) error {
 		if d == nil || grant == 0 {
 			return nil // the relay is out of reach for now: pings tell
 		}
-		if len(bufs[0]) > 0 && bufs[0][0] < kindPing { // were it so with probes, they would keep each other going
-			r.first.lastSend.Store(time.Now().UnixNano()) // the way to the relay is in use too
-		}
+		r.first.carries(time.Now(), bufs[0][0] < kindPing) // the way to the relay is in use too
 		for i, b := range bufs {
 			b = append(b, r.trailer...)
 			binary.LittleEndian.PutUint64(b[len(b)-fixedTail:], grant)
