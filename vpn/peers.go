@@ -88,7 +88,8 @@ func (n *Node) admit(ctx context.Context) {
 // demand is called before packets for an address are handed to the engine.
 func (n *Node) demand(dst netip.Addr) {
 	t := n.owners.Load()
-	if t.peer(dst) != nil {
+	if p := t.peer(dst); p != nil {
+		p.Needed(time.Now())
 		return
 	}
 	n.mu.Lock()
@@ -98,7 +99,9 @@ func (n *Node) demand(dst netip.Addr) {
 		name = t.subnet(dst)
 	}
 	if name != "" && name != n.self && n.records[name] != nil {
-		n.activate(name)
+		if p := n.activate(name); p != nil {
+			p.Needed(time.Now())
+		}
 	}
 }
 

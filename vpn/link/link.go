@@ -93,7 +93,8 @@ type Peer struct {
 	direct   atomic.Pointer[route] // what path.direct says
 	mtu      atomic.Int32          // what path.mtu says
 	granted  atomic.Uint64         // by the peer, for what it is to relay or to take from this node as a relay
-	lastSend atomic.Int64          // Unix nanoseconds; carried into the path at its next tick
+	lastSend atomic.Int64          // when it was needed, in Unix nanoseconds; carried into the path at its next tick
+	carried  atomic.Int64          // when it was last handed a probe of others, the same
 	heardAt  atomic.Int64
 	want     atomic.Bool // the engine waits for a session; the leader's engine does so by itself
 
@@ -129,7 +130,7 @@ type Status struct {
 	Loss      float64       // share of lost probes, 0 to 1
 	MTU       int           // bytes of the largest sealed packet known to pass; 0: not measured
 	LastHeard time.Time     // zero: never
-	LastSent  time.Time     // zero: never
+	LastSent  time.Time     // when it was needed; zero: never
 	Direct    bool          // there is a way that needs no other node
 	DirectUDP bool          // that way is not a stream
 	DirectRTT time.Duration // of that way
@@ -287,6 +288,28 @@ func (p *Peer) Streaming(on bool) {
 	p.wake()
 }
 
+// Needed notes that somebody sends to the peer: from here on and for a while its ways are watched, and better ones looked
+// for. What the owner sends for itself, as gossip, is not worth that.
+func (p *Peer) Needed(now time.Time) {
+	was := time.Unix(0, p.lastSend.Swap(now.UnixNano()))
+	if now.Sub(was) > beatEvery/2 {
+		p.wake() // so that silence is noticed
+	}
+	if now.Sub(was) > demandLasts && p.link.Changed != nil {
+		p.link.Changed(p) // ways to it are needed now
+	}
+}
+
+// carries notes that the way to the peer is a part of another. Data makes it needed. Probes, which would keep each other going
+// then, have it looked at now and then, so that its grant is known.
+func (p *Peer) carries(now time.Time, data bool) {
+	if data {
+		p.lastSend.Store(now.UnixNano())
+	} else if was := p.carried.Swap(now.UnixNano()); now.Sub(time.Unix(0, was)) > keepEvery {
+		p.wake()
+	}
+}
+
 // Heard notes that the engine has opened a packet of the peer.
 func (p *Peer) Heard(now time.Time) {
 	p.heardAt.Store(now.UnixNano())
@@ -354,6 +377,9 @@ func (p *Peer) sync() {
 		if at := time.Unix(0, t); at.After(p.path.lastSend) {
 			p.path.lastSend = at
 		}
+	}
+	if t := p.carried.Load(); t != 0 {
+		p.path.carried = time.Unix(0, t)
 	}
 	if t := p.heardAt.Load(); t != 0 {
 		if at := time.Unix(0, t); at.After(p.path.lastHeard) {
@@ -788,14 +814,10 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 		return nil
 	}
 	now := time.Now()
-	was := p.lastSend.Swap(now.UnixNano())
 	best := p.best.Load()
 	kind := bufs[0][0]
-	if best == nil || kind == initiation || now.Sub(time.Unix(0, was)) > beatEvery/2 {
-		defer p.wake() // so that silence is noticed
-	}
-	if now.Sub(time.Unix(0, was)) > demandLasts && l.Changed != nil {
-		l.Changed(p) // ways to it are needed now
+	if best == nil || kind == initiation {
+		defer p.wake()
 	}
 	switch {
 	case kind == initiation && !p.leads():
@@ -846,9 +868,7 @@ func (l *Link) put(bufs [][]byte, r *route) error {
 		if d == nil || grant == 0 {
 			return nil // the relay is out of reach for now: pings tell
 		}
-		if len(bufs[0]) > 0 && bufs[0][0] < kindPing { // were it so with probes, they would keep each other going
-			r.first.lastSend.Store(time.Now().UnixNano()) // the way to the relay is in use too
-		}
+		r.first.carries(time.Now(), bufs[0][0] < kindPing) // the way to the relay is in use too
 		for i, b := range bufs {
 			b = append(b, r.trailer...)
 			binary.LittleEndian.PutUint64(b[len(b)-fixedTail:], grant)

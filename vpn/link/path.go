@@ -27,7 +27,8 @@ type path struct {
 	kept      time.Time  // when the peer said last that we are its neighbour
 	asking    bool       // the peer is to begin a handshake
 	full      int        // bytes of the largest packets that the engine makes
-	lastSend  time.Time  // something for the peer was handed in
+	lastSend  time.Time  // the peer was needed, see Peer.Needed
+	carried   time.Time  // see Peer.carries
 	lastHeard time.Time  // an authentic packet of the peer came in
 	nextPing  time.Time  // all that can be are pinged then, not before
 	nextBeat  time.Time
@@ -243,7 +244,7 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 	}
 	suspect := p.best != nil && p.best.missed > 0
 	demand := now.Sub(p.lastSend) < demandLasts
-	if !demand && !p.keep {
+	if !demand && !p.keep && now.Sub(p.carried) > 2*keepEvery {
 		return nil, next
 	}
 	if !now.Before(p.nextPing) {

@@ -227,9 +227,7 @@ func (s *sorter) sort(b []byte) (inner []byte, w Way, origin ID, arrived bool) {
 // flush sends what has been collected.
 func (s *sorter) flush() {
 	if len(s.batch) > 0 {
-		if s.data { // were it so with probes, they would keep each other going
-			s.next.lastSend.Store(s.now.UnixNano())
-		}
+		s.next.carries(s.now, s.data)
 		if d := s.next.direct.Load(); d != nil {
 			s.l.put(s.batch, d)
 		}

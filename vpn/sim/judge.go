@@ -19,12 +19,12 @@ import (
 
 // What must be true, and how long it may take.
 const (
-	stallIn    = time.Second            // a pair that talks and has a way is never without traffic for longer, whatever happens
+	stallIn    = time.Second            // a pair that talks and has a way is never without traffic for longer, whatever happens,
 	firstIn    = 3 * time.Second        // from the moment both know each other and there is a way to their first packet
 	returnIn   = 7 * time.Second        // the same for a pair whose last way was lost, since the slow probes come every 5 s
 	tcpIn      = 8 * time.Second        // more, where all ways lead over TCP: UDP is tried first,
 	tcpRetry   = time.Minute            // and who could not be connected to is tried once a minute
-	slack      = 400 * time.Millisecond // the time between packets of a pair, and that of a packet on its way
+	slack      = 400 * time.Millisecond // more for all of them, and two round trips: the time between packets, and of a packet
 	convergeIn = 90 * time.Second       // from the last event until all who have a way know the same records
 	copiesMax  = 3                      // of one sealed packet, sent by its origin
 	wrongsMax  = 20                     // are kept
@@ -67,8 +67,9 @@ type judge struct {
 	trips     map[sealedID]*trip
 	seen      map[seenKey]seenRecord
 	last      event
-	lossy     bool // some links lose datagrams
-	quiet     bool // what must be true in the end has been looked at since the last event
+	lossy     bool          // some links lose datagrams
+	roundTrip time.Duration // of a link between two nodes, at most
+	quiet     bool          // what must be true in the end has been looked at since the last event
 	wrongs    []string
 	more      int
 	gaps      map[string][]time.Duration // by kind of event: until traffic flowed again
@@ -205,6 +206,20 @@ func (j *judge) cut(from, to *vpntest.Host, on bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.cuts[[2]*vpntest.Host{from, to}] = on
+}
+
+// lossyLinks tells that some links lose datagrams.
+func (j *judge) lossyLinks() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lossy = true
+}
+
+// slow tells that a round trip between two nodes may take so long.
+func (j *judge) slow(rtt time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.roundTrip = max(j.roundTrip, rtt)
 }
 
 func (j *judge) isCut(a, b *Node) bool {
@@ -408,7 +423,8 @@ func (j *judge) traffic(now time.Time, w *ways) (any bool) {
 			d.waiting = false
 			continue
 		}
-		more, retry := slack, time.Duration(0)
+		// Whoever waits for an answer waits for a round trip, over a link more than there must be, say.
+		more, retry := slack+2*time.Duration(w.hops(d.ia, d.ib)+1)*j.roundTrip, time.Duration(0)
 		if w.quick[d.ia][d.ib] > j.cfg.Hops {
 			more, retry = more+tcpIn, tcpRetry
 		}

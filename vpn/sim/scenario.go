@@ -58,9 +58,10 @@ func (n *network) link() vpntest.Link {
 	r := n.w.Rand
 	l := vpntest.Link{Delay: time.Duration(1+r.IntN(40)) * time.Millisecond, Jitter: time.Duration(r.IntN(6)) * time.Millisecond}
 	if r.IntN(4) == 0 {
-		n.w.Lossy()
+		n.w.judge.lossyLinks()
 		l.Loss, l.Duplicate, l.Reorder = 0.02*r.Float64(), 0.02*r.Float64(), 0.05*r.Float64()
 	}
+	n.w.judge.slow(4 * (l.Delay + l.Jitter))
 	return l
 }
 
@@ -182,13 +183,6 @@ func Scenario(w *World) error {
 		stranger.Replay()
 	}
 	return w.Calm(later...)
-}
-
-// Lossy tells the judge that some links lose datagrams.
-func (w *World) Lossy() {
-	w.judge.mu.Lock()
-	defer w.judge.mu.Unlock()
-	w.judge.lossy = true
 }
 
 func (w *World) anyone() *Node { return w.nodes[w.Rand.IntN(len(w.nodes))] }

@@ -233,7 +233,7 @@ func scenes() []scene {
 		{"a slow and a fast way", "", func(s *stage) { // a lossy link loses to a clean one
 			r := s.public("r", nil)
 			a, b := s.public("a", r), s.public("b", r)
-			s.Lossy()
+			s.judge.lossyLinks()
 			lossy := vpntest.Link{Loss: 0.3}
 			s.Net.Pair(a.Host, b.Host, lossy)
 			s.Net.Pair(b.Host, a.Host, lossy)

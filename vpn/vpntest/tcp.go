@@ -28,10 +28,20 @@ const (
 type path struct {
 	from, to *Host
 	src      netip.AddrPort // as to sees it
+	dst      netip.AddrPort // as from has it
 	local    netip.Addr     // as from has it
 	nats     []*NAT
 	epochs   []int
 	link     Link // all delays on the way, and what is lost
+}
+
+// ends are the addresses by which Net.Lose knows the two ends.
+func (p *path) ends(back bool) (from, to netip.AddrPort) {
+	from, to = netip.AddrPortFrom(p.local, p.src.Port()), p.dst
+	if back {
+		from, to = to, from
+	}
+	return from, to
 }
 
 // walk follows a way from a host to an address that listens to strangers. net.mu is held.
@@ -40,7 +50,7 @@ func (n *Net) walk(from *Host, to netip.AddrPort, udp bool) *path {
 	if a == nil {
 		return nil
 	}
-	p := &path{from: from, local: a.addr, src: netip.AddrPortFrom(a.addr, 0)}
+	p := &path{from: from, local: a.addr, src: netip.AddrPortFrom(a.addr, 0), dst: to}
 	pass := 1.0
 	add := func(l Link) bool {
 		p.link.Delay += l.Delay
@@ -139,6 +149,9 @@ func (h *Host) Dial(ctx context.Context, _, addr string) (net.Conn, error) {
 		}
 		p := n.walk(h, to, false)
 		var l *Listener
+		if p != nil && n.lost != nil && n.lost(p.ends(false)) {
+			p = nil
+		}
 		if p != nil && !n.pairs[flow{h.id, p.to.id}].Down && !n.pairs[flow{p.to.id, h.id}].Down {
 			l = p.to.listens[to.Port()]
 			wait = 2 * p.link.Delay
@@ -222,6 +235,9 @@ func (h *half) passes() bool {
 	}
 	up := func(host *Host) bool {
 		return slices.ContainsFunc(host.at, func(a *attachment) bool { return !a.link.Down })
+	}
+	if n.lost != nil && n.lost(p.ends(h.back)) {
+		return false
 	}
 	if n.pairs[flow{from.id, to.id}].Down || !up(from) || !up(to) || !slices.ContainsFunc(p.from.at, func(a *attachment) bool { return a.addr == p.local }) {
 		return false
