@@ -89,6 +89,7 @@ func (n *Node) Ping(ctx context.Context, name string) (rtt time.Duration, s Peer
 	n.mu.Lock()
 	err = n.talkable(name)
 	if err == nil {
+		n.need(name)
 		n.send(name, message{Echo: id})
 	}
 	n.mu.Unlock()

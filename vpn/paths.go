@@ -62,10 +62,10 @@ func (n *Node) look(ctx context.Context, names []string) error {
 			if n.talkable(name) != nil {
 				continue
 			}
-			n.send(name, message{Echo: 1}) // there is demand
-			if p := n.peers[name]; p != nil {
+			if p := n.need(name); p != nil {
 				p.Look()
 			}
+			n.send(name, message{Echo: 1}) // a session is wanted too
 		}
 		n.mu.Unlock()
 		if !sleep(ctx, lookFor/lookTimes) {

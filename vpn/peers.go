@@ -99,10 +99,18 @@ func (n *Node) demand(dst netip.Addr) {
 		name = t.subnet(dst)
 	}
 	if name != "" && name != n.self && n.records[name] != nil {
-		if p := n.activate(name); p != nil {
-			p.Needed(time.Now())
-		}
+		n.need(name)
 	}
+}
+
+// need makes a known node a peer to whom somebody wants to send now: the link looks for ways. It returns nil where that
+// cannot be. n.mu is held.
+func (n *Node) need(name string) *link.Peer {
+	p := n.activate(name)
+	if p != nil {
+		p.Needed(time.Now())
+	}
+	return p
 }
 
 // activate makes a known node a peer. It returns nil where that cannot be. n.mu is held.
