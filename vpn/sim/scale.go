@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+//go:build unix
+
 package sim
 
 import (
@@ -121,7 +123,7 @@ func Scale(w *World, count int, say func(format string, args ...any)) (s Size, e
 		if err := n.StartKnowing(append(slices.Clone(records[:i]), records[i+1:]...)); err != nil {
 			return s, err
 		}
-		w.Sleep(time.Duration(w.Rand.IntN(int(10*time.Second) / count)))
+		w.Sleep(time.Duration(w.Rand.Int64N(int64(10*time.Second) / int64(count))))
 	}
 	w.Sleep(scaleSettle)
 	say("%d nodes have started", count)

@@ -40,7 +40,7 @@ table inet filter {
 	chain forward {
 		type filter hook forward priority 0; policy drop;
 		ct state established,related accept
-		iifname "port-1" accept
+		iifname "net-1" accept
 		jump miniupnpd
 	}
 	chain miniupnpd {}
@@ -64,7 +64,7 @@ table inet filter {
 	config = `
 ext_ifname=eth0
 ext_ifname6=eth0
-listening_ip=port-1
+listening_ip=net-1
 enable_upnp=yes
 enable_natpmp=yes
 secure_mode=yes
@@ -185,9 +185,9 @@ func newWorld(t *testing.T, input string) *world {
 			t.Fatal(err)
 		}
 	}
-	w.run(w.gw, "ip addr add 11.0.0.2/24 dev eth0", "ip addr del 198.18.2.2/24 dev eth0", "ip addr add 2001:db8:1::1/64 dev port-1 nodad",
-		"ip addr add 2001:db8:2::2/64 dev eth0 nodad", "ip -6 addr flush dev port-1 scope link", "ip addr add fe80::1/64 dev port-1 nodad")
-	w.run(internet, "ip addr add 11.0.0.1/24 dev port-2", "ip addr add 2001:db8:2::1/64 dev port-2 nodad", "ip -6 route add 2001:db8:1::/64 via 2001:db8:2::2")
+	w.run(w.gw, "ip addr add 11.0.0.2/24 dev eth0", "ip addr del 198.18.2.2/24 dev eth0", "ip addr add 2001:db8:1::1/64 dev net-1 nodad",
+		"ip addr add 2001:db8:2::2/64 dev eth0 nodad", "ip -6 addr flush dev net-1 scope link", "ip addr add fe80::1/64 dev net-1 nodad")
+	w.run(internet, "ip addr add 11.0.0.1/24 dev net-1", "ip addr add 2001:db8:2::1/64 dev net-1 nodad", "ip -6 route add 2001:db8:1::/64 via 2001:db8:2::2")
 	w.run(w.home, "ip addr add 2001:db8:1::2/64 dev eth0 nodad", "ip -6 route replace default via fe80::1 dev eth0")
 	if err := w.gw.WriteFile("/run/rules.nft", fmt.Appendf(nil, ruleset, input), 0o644); err != nil {
 		t.Fatal(err)
