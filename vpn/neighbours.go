@@ -19,8 +19,12 @@ import (
 
 const (
 	autoNeighbours = 3                // besides those in Connect
+	wantNeighbours = 8                // the same where nothing is reached, or a peer that is needed is not
+	seekEvery      = 5 * time.Second  // all of them, where nothing is reached
 	trialLasts     = 8 * time.Second  // until then a neighbour must be reached directly
-	trialsEvery    = 20 * time.Second // when there is one already
+	trialsEvery    = 20 * time.Second // when there are two already, so that there is a way round either
+	trialsSoon     = 2 * time.Second  // when there is one
+	publicOnes     = 2                // are wanted: they can be reached when everything else changes
 	retryFirst     = time.Minute      // of a node that was tried in vain, doubling up to
 	retryLast      = 30 * time.Minute // this
 	settleFor      = 300 * time.Millisecond
@@ -28,7 +32,8 @@ const (
 
 // trial is how it went with a node as a neighbour.
 type trial struct {
-	since time.Time // it was chosen, or was last reached directly
+	up    bool      // it was reached directly when last looked at
+	since time.Time // it was chosen, or was first not reached any more
 	until time.Time // not again before
 	wait  time.Duration
 }
@@ -55,18 +60,26 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		}
 	}
 	chosen := map[string]bool{}
-	up, public, tried := 0, false, false
+	up, public, tried := 0, 0, false
 	direct := func(name string) bool {
 		p := n.peers[name]
 		return p != nil && p.Status().Direct
 	}
+	online, most := false, autoNeighbours
+	for name, p := range n.peers {
+		online = online || direct(name)
+		if s := p.Status(); s.Way == (link.Way{}) && now.Sub(s.LastSent) < trialLasts {
+			most = wantNeighbours // somebody may know a way to it
+		}
+	}
+	if !online {
+		most = wantNeighbours
+	}
 	for _, name := range n.cfg.Connect {
 		if n.records[name] != nil && name != n.self {
 			chosen[name] = true
-			if direct(name) {
-				up++
-			}
-			public = public || isPublic(n.records[name])
+			count(&up, direct(name))
+			count(&public, isPublic(n.records[name]))
 		}
 	}
 	names := make([]string, 0, len(n.records))
@@ -87,6 +100,12 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		}
 		return 1
 	})
+	every := func() time.Duration {
+		if up < 2 || most > autoNeighbours {
+			return trialsSoon
+		}
+		return trialsEvery
+	}
 	auto := 0
 	take := func(name string) {
 		t := n.trials[name]
@@ -96,41 +115,49 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		}
 		switch {
 		case direct(name):
-			*t = trial{since: now}
+			*t = trial{up: true}
 			up++
-		case now.Before(t.until):
+		case t.up:
+			t.up, t.since = false, now
+		case now.Before(t.until) && (online || t.until.Sub(now) <= trialLasts): // who could not be reached for long may be the only one
 			at(t.until)
 			return
-		case !n.chosen[name] && up > 0 && (tried || now.Sub(n.lastTrial) < trialsEvery):
-			at(now.Add(trialsEvery))
+		case !n.chosen[name] && up > 0 && (tried || now.Sub(n.lastTrial) < every()):
+			at(n.lastTrial.Add(every()))
 			return
 		case !n.chosen[name]:
 			t.since, n.lastTrial, tried = now, now, true
 		case now.Sub(t.since) > trialLasts:
 			t.wait = min(max(2*t.wait, retryFirst), retryLast)
+			if !online { // it says nothing about the other
+				t.wait = 0
+				if len(names) > most { // who is to have a turn too
+					t.wait = trialLasts
+				}
+			}
 			t.until = now.Add(t.wait)
 			at(now)
 			return
 		}
-		if up == 0 || t.since != now {
+		if !t.up {
 			at(t.since.Add(trialLasts + time.Millisecond))
 		}
 		chosen[name] = true
 		auto++
-		public = public || isPublic(n.records[name])
+		count(&public, isPublic(n.records[name]))
 	}
-	for _, name := range names { // what works is kept, in the order of rank
-		if auto < autoNeighbours && direct(name) && n.chosen[name] {
+	for _, name := range names { // what works is kept, in the order of rank; and who is in use meanwhile
+		if n.chosen[name] && direct(name) && (auto < most || auto < wantNeighbours && now.Sub(n.peers[name].Status().LastSent) < routesLast) {
 			take(name)
 		}
 	}
 	for _, name := range names {
-		if !public && auto < autoNeighbours && !chosen[name] && isPublic(n.records[name]) {
+		if public < publicOnes && auto < most && !chosen[name] && isPublic(n.records[name]) {
 			take(name)
 		}
 	}
 	for _, name := range names {
-		if auto < autoNeighbours && !chosen[name] {
+		if auto < most && !chosen[name] {
 			take(name)
 		}
 	}
@@ -147,7 +174,21 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 			n.refresh(name)
 		}
 	}
+	if !online {
+		for name := range chosen {
+			if p := n.peers[name]; p != nil {
+				p.Look()
+			}
+		}
+		at(now.Add(seekEvery))
+	}
 	return again
+}
+
+func count(n *int, yes bool) {
+	if yes {
+		*n++
+	}
 }
 
 // isPublic reports whether a node says that it is reachable from everywhere.

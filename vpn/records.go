@@ -137,6 +137,9 @@ func (n *Node) adopt(r *identity.Record) error {
 	if len(r.Subnets) > 0 || old != nil && len(old.Subnets) > 0 {
 		n.assign()
 	}
+	if old != nil && !slices.Equal(old.Endpoints, r.Endpoints) {
+		delete(n.trials, name) // it may be reached now
+	}
 	n.refresh(name)
 	return nil
 }

@@ -32,6 +32,7 @@ func (n *Node) move(ctx context.Context, moved <-chan struct{}) {
 		last = now
 		n.mu.Lock()
 		n.announce(0)
+		clear(n.trials) // who could not be reached from there may be from here
 		l := n.link
 		n.mu.Unlock()
 		n.cfg.Log.Info("this machine's addresses have changed", "addrs", now)

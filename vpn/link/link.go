@@ -301,11 +301,22 @@ func (p *Peer) Needed(now time.Time) {
 }
 
 // carries notes that the way to the peer is a part of another. Data makes it needed. Probes, which would keep each other going
-// then, have it looked at now and then, so that its grant is known.
+// then, have it looked at now and then, so that its grant is known, and pinged, so that it knows where this node is.
 func (p *Peer) carries(now time.Time, data bool) {
 	if data {
 		p.lastSend.Store(now.UnixNano())
-	} else if was := p.carried.Swap(now.UnixNano()); now.Sub(time.Unix(0, was)) > keepEvery {
+		return
+	}
+	was := p.carried.Swap(now.UnixNano())
+	p.mu.Lock()
+	var outs []out
+	if c := p.path.direct(); c != nil && now.Sub(c.pinged) > probeEvery {
+		outs = append(outs, p.path.ping(c, now))
+	}
+	asking := p.path.asking
+	p.mu.Unlock()
+	p.transmit(outs, asking)
+	if len(outs) > 0 || now.Sub(time.Unix(0, was)) > keepEvery {
 		p.wake()
 	}
 }

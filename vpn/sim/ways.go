@@ -13,11 +13,18 @@ import (
 type ways struct {
 	lives  []*life // nil: it does not run
 	asleep []bool
-	udp    [][]int          // those to whom there is a direct way over UDP
-	linked [][]int          // and those to whom there is one over TCP
-	seqs   []map[int]uint64 // by observer, then by node: the sequence of the record it has
-	dist   [][]int          // links between two nodes, over nodes that know each other; none: far
-	quick  [][]int          // the same where all links are over UDP
+	at     [][]netip.AddrPort    // where a node is
+	udp    [][]int               // those to whom packets go directly, over UDP
+	tcp    [][]int               // or over TCP
+	known  []map[int]knownRecord // by observer, then by node
+	dist   [][]int               // links between two nodes, over nodes that know each other; none: far
+	quick  [][]int               // the same where all links are over UDP
+}
+
+// knownRecord is what one node knows of another.
+type knownRecord struct {
+	seq uint64
+	at  []netip.AddrPort
 }
 
 const far = 1 << 20
@@ -26,31 +33,39 @@ const far = 1 << 20
 // back. What needs a hole punched does not count. NAT mappings are taken to be fresh.
 func (j *judge) survey(nodes []*Node) *ways {
 	n := len(nodes)
-	w := &ways{lives: make([]*life, n), asleep: make([]bool, n), udp: make([][]int, n), linked: make([][]int, n), seqs: make([]map[int]uint64, n), dist: make([][]int, n), quick: make([][]int, n)}
+	w := &ways{lives: make([]*life, n), asleep: make([]bool, n), at: make([][]netip.AddrPort, n), udp: make([][]int, n), tcp: make([][]int, n),
+		known: make([]map[int]knownRecord, n), dist: make([][]int, n), quick: make([][]int, n)}
 	for i, x := range nodes {
 		x.mu.Lock()
 		w.lives[i], w.asleep[i] = x.life, x.suspended
 		x.mu.Unlock()
-		w.seqs[i] = map[int]uint64{}
+		w.known[i], w.at[i] = map[int]knownRecord{}, x.addresses()
 	}
-	for i := range nodes {
-		for k := range i {
-			if w.lives[i] == nil || w.lives[k] == nil {
-				continue
-			}
-			if j.linked(nodes[i], nodes[k], false) {
-				w.udp[i], w.udp[k] = append(w.udp[i], k), append(w.udp[k], i)
-				w.linked[i], w.linked[k] = append(w.linked[i], k), append(w.linked[k], i)
-			} else if j.linked(nodes[i], nodes[k], true) {
-				w.linked[i], w.linked[k] = append(w.linked[i], k), append(w.linked[k], i)
+	for i, a := range nodes {
+		for k, b := range nodes {
+			switch {
+			case i == k || w.lives[i] == nil || w.lives[k] == nil || j.isCut(a, b) || j.isCut(b, a):
+			case j.reaches(a, b, false):
+				w.udp[i] = append(w.udp[i], k)
+			case j.reaches(a, b, true):
+				w.tcp[i] = append(w.tcp[i], k)
 			}
 		}
 	}
 	return w
 }
 
-// measure counts links, when seqs are known.
+// measure counts links, when it is known who knows whom.
 func (w *ways) measure() {
+	links := func(out [][]int, of [][]int) {
+		for i := range of {
+			for _, k := range of[i] {
+				if w.finds(i, k) && w.knows(k, i) {
+					out[i], out[k] = append(out[i], k), append(out[k], i)
+				}
+			}
+		}
+	}
 	count := func(dist, links [][]int) {
 		for i := range dist {
 			dist[i] = slices.Repeat([]int{far}, len(dist))
@@ -58,7 +73,7 @@ func (w *ways) measure() {
 			for queue := []int{i}; len(queue) > 0; queue = queue[1:] {
 				at := queue[0]
 				for _, k := range links[at] {
-					if dist[i][k] == far && w.knows(at, k) && w.knows(k, at) {
+					if dist[i][k] == far {
 						dist[i][k] = dist[i][at] + 1
 						queue = append(queue, k)
 					}
@@ -66,8 +81,16 @@ func (w *ways) measure() {
 			}
 		}
 	}
-	count(w.dist, w.linked)
-	count(w.quick, w.udp)
+	all := make([][]int, len(w.lives))
+	links(all, w.udp)
+	count(w.quick, all)
+	links(all, w.tcp)
+	count(w.dist, all)
+}
+
+// finds reports whether one node knows where another is: who has moved out of everybody's reach is found by nobody.
+func (w *ways) finds(i, k int) bool {
+	return slices.ContainsFunc(w.known[i][k].at, func(a netip.AddrPort) bool { return slices.Contains(w.at[k], a) })
 }
 
 // linked reports whether two nodes have a direct way.
@@ -109,13 +132,13 @@ func (w *ways) life(i int) *life {
 
 func (w *ways) hops(i, k int) int { return w.dist[i][k] }
 
-func (w *ways) learn(i, k int, seq uint64) {
-	if i < len(w.seqs) {
-		w.seqs[i][k] = seq
+func (w *ways) learn(i, k int, r knownRecord) {
+	if i < len(w.known) {
+		w.known[i][k] = r
 	}
 }
 
-func (w *ways) knows(i, k int) bool { return w.seqs[i][k] != 0 }
+func (w *ways) knows(i, k int) bool { return w.known[i][k].seq != 0 }
 
 // complete reports whether every two that run have a direct way.
 func (w *ways) complete() bool {
