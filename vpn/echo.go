@@ -86,6 +86,7 @@ func (n *Node) Ping(ctx context.Context, name string) (rtt time.Duration, s Peer
 		return 0, s, err
 	}
 	defer n.echoes.end(id)
+	begin := time.Now()
 	n.mu.Lock()
 	err = n.talkable(name)
 	if err == nil {
@@ -96,7 +97,6 @@ func (n *Node) Ping(ctx context.Context, name string) (rtt time.Duration, s Peer
 	if err != nil {
 		return 0, s, err
 	}
-	begin := time.Now()
 	select {
 	case at := <-answer:
 		rtt = at.Sub(begin)
