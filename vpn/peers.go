@@ -370,11 +370,8 @@ func inner(size int) int {
 func (n *Node) mtu(dst netip.Addr) int {
 	if p := n.owners.Load().peer(dst); p != nil {
 		if mtu := inner(p.MTU()); mtu > 0 && mtu < n.cfg.MTU&^15 {
-			return max(mtu, minMTU)
+			return mtu
 		}
 	}
 	return 0
 }
-
-// minMTU is the least that IPv6 promises (RFC 8200 section 5).
-const minMTU = 1280

@@ -13,7 +13,7 @@ import (
 // tried when UDP has been for a moment, and closed when UDP works.
 
 const (
-	streamAfter = 2 * time.Second  // without a direct way
+	streamAfter = time.Second      // without a direct way
 	streamLasts = 10 * time.Second // after there is one over UDP
 )
 
