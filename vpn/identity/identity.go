@@ -173,6 +173,15 @@ type Node struct {
 	Key     *ecdsa.PublicKey
 }
 
+// KeyHash is the SHA-256 of the node's public key as certificates contain it (SubjectPublicKeyInfo, RFC 5280 section 4.1).
+func (n Node) KeyHash() [32]byte {
+	der, err := x509.MarshalPKIXPublicKey(n.Key)
+	if err != nil {
+		panic(err) // a P-256 key, as Verify demands
+	}
+	return sha256.Sum256(der)
+}
+
 // subnetScheme is that of the URI SANs that name the subnets of a certificate: mesh-subnet:10.11.22.0/24.
 const subnetScheme = "mesh-subnet"
 

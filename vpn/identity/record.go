@@ -28,10 +28,9 @@ const (
 
 // Record is what a node says of itself to the others.
 type Record struct {
-	Node  Node // from the verified certificate
-	Chain []*x509.Certificate
-	Seq   uint64          // larger is newer; nodes use the time in milliseconds, never going back
-	WG    *ecdh.PublicKey // X25519
+	Node Node            // from the verified certificate, which is not kept: a parsed one has 3 kB
+	Seq  uint64          // larger is newer; nodes use the time in milliseconds, never going back
+	WG   *ecdh.PublicKey // X25519
 	Said
 	raw []byte
 }
@@ -165,15 +164,16 @@ func (ca *CA) ParseRecord(b []byte) (*Record, error) {
 		return nil, errors.New("node record has too many or too few parts")
 	}
 	r := &Record{Seq: d.Seq, Said: Said{Hosts: d.Hosts, NoRelay: d.NoRelay, Join: d.Join}, raw: append([]byte(nil), b...)}
+	var chain []*x509.Certificate
 	for _, der := range d.Chain {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, fmt.Errorf("node record's certificate: %w", err)
 		}
-		r.Chain = append(r.Chain, c)
+		chain = append(chain, c)
 	}
 	var err error
-	if r.Node, err = ca.Verify(r.Chain); err != nil {
+	if r.Node, err = ca.Verify(chain); err != nil {
 		return nil, err
 	}
 	if err := r.Node.VerifySignature(append([]byte(recordDomain), s.Body...), s.Sig); err != nil {

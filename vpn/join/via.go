@@ -121,7 +121,7 @@ func (v *Via) connect(ctx context.Context, c *tls.Conn) (peer string, err error)
 // find returns the record of the inviter with this key.
 func (v *Via) find(key []byte) *identity.Record {
 	for _, r := range v.records() {
-		if h := keyHash(r.Chain[0]); r.Join != 0 && string(h[:]) == string(key) {
+		if h := r.Node.KeyHash(); r.Join != 0 && string(h[:]) == string(key) {
 			return r
 		}
 	}

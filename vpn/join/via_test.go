@@ -240,7 +240,7 @@ func TestStrangersAtAMember(t *testing.T) {
 		}
 		return a.Error
 	}
-	bob := keyHash(m.records()[0].Chain[0])
+	bob := m.records()[0].Node.KeyHash()
 	for name, key := range map[string][]byte{"nobody": make([]byte, 32), "no key": nil, "one who may not invite": bob[:],
 		"a name": []byte("spencer"), "the member": func() []byte { h := keyHash(m.identity.Chain[0]); return h[:] }()} {
 		if got := request(open(), key); got != "no such inviter is known here" {

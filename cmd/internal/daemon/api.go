@@ -4,7 +4,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -236,7 +235,7 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 		}
 	}
 	expires := time.Now().Add(q.Expires).Truncate(time.Second)
-	t := join.Token{Root: d.id.CA.Fingerprint(), Inviter: sha256.Sum256(d.id.Chain[0].RawSubjectPublicKeyInfo), Secret: join.NewSecret(),
+	t := join.Token{Root: d.id.CA.Fingerprint(), Inviter: d.id.Node.KeyHash(), Secret: join.NewSecret(),
 		Name: d.relative(q.Name), Expires: expires}
 	add := func(hp string) {
 		if len(t.Endpoints) < 8 && !slices.Contains(t.Endpoints, hp) {
