@@ -3,8 +3,10 @@
 package vpn
 
 import (
+	"cmp"
 	"context"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -61,45 +63,15 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 	}
 	chosen := map[string]bool{}
 	up, public, tried := 0, 0, false
-	direct := func(name string) bool {
-		p := n.peers[name]
-		return p != nil && p.Status().Direct
-	}
-	online, most := false, autoNeighbours
-	for name, p := range n.peers {
-		online = online || direct(name)
-		if s := p.Status(); s.Way == (link.Way{}) && now.Sub(s.LastSent) < trialLasts {
-			most = wantNeighbours // somebody may know a way to it
-		}
-	}
-	if !online {
-		most = wantNeighbours
-	}
+	online, most := n.reached(now)
 	for _, name := range n.cfg.Connect {
 		if n.records[name] != nil && name != n.self {
 			chosen[name] = true
-			count(&up, direct(name))
+			count(&up, n.direct(name))
 			count(&public, isPublic(n.records[name]))
 		}
 	}
-	names := make([]string, 0, len(n.records))
-	for name := range n.records {
-		if name != n.self && !chosen[name] {
-			names = append(names, name)
-		}
-	}
-	rank := map[string]uint64{}
-	for _, s := range names {
-		h := fnv.New64a()
-		h.Write([]byte(n.self + "\x00" + s))
-		rank[s] = h.Sum64()
-	}
-	slices.SortFunc(names, func(a, b string) int {
-		if rank[a] < rank[b] {
-			return -1
-		}
-		return 1
-	})
+	names := n.ranked(chosen)
 	every := func() time.Duration {
 		if up < 2 || most > autoNeighbours {
 			return trialsSoon
@@ -114,7 +86,7 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 			n.trials[name] = t
 		}
 		switch {
-		case direct(name):
+		case n.direct(name):
 			*t = trial{up: true}
 			up++
 		case t.up:
@@ -147,7 +119,7 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		count(&public, isPublic(n.records[name]))
 	}
 	for _, name := range names { // what works is kept, in the order of rank; and who is in use meanwhile
-		if n.chosen[name] && direct(name) && (auto < most || auto < wantNeighbours && now.Sub(n.peers[name].Status().LastSent) < routesLast) {
+		if n.chosen[name] && n.direct(name) && (auto < most || auto < wantNeighbours && now.Sub(n.peers[name].Status().LastSent) < routesLast) {
 			take(name)
 		}
 	}
@@ -183,6 +155,42 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		at(now.Add(seekEvery))
 	}
 	return again
+}
+
+// direct reports whether a node is reached without another. n.mu is held.
+func (n *Node) direct(name string) bool {
+	p := n.peers[name]
+	return p != nil && p.Status().Direct
+}
+
+// reached reports whether any node is reached directly, and how many neighbours there should be, besides those in Connect.
+// n.mu is held.
+func (n *Node) reached(now time.Time) (online bool, most int) {
+	most = autoNeighbours
+	for _, p := range n.peers {
+		s := p.Status()
+		online = online || s.Direct
+		if s.Way == (link.Way{}) && now.Sub(s.LastSent) < trialLasts {
+			most = wantNeighbours // somebody may know a way to it
+		}
+	}
+	if !online {
+		most = wantNeighbours
+	}
+	return online, most
+}
+
+// ranked are the other nodes but some, in an order of this node's own, so that each is somebody's first. n.mu is held.
+func (n *Node) ranked(but map[string]bool) []string {
+	rank := make(map[string]uint64, len(n.records))
+	for name := range n.records {
+		if name != n.self && !but[name] {
+			h := fnv.New64a()
+			h.Write([]byte(n.self + "\x00" + name))
+			rank[name] = h.Sum64()
+		}
+	}
+	return slices.SortedFunc(maps.Keys(rank), func(a, b string) int { return cmp.Compare(rank[a], rank[b]) })
 }
 
 func count(n *int, yes bool) {
