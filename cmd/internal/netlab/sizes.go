@@ -39,7 +39,7 @@ func sizeGroup() *group {
 // How long to wait for what the nodes find of the path's MTU, and for how long it must stay to count.
 const (
 	measureLimit = 20 * time.Second
-	measured     = 5 * time.Second // a size that passed once, as part of a batch may at a veth, is doubted after two
+	measured     = 5 * time.Second // a size that passed once is asked again after two
 )
 
 func size(t *trial, mtu int, hole, relayed bool) {
