@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo demo-mesh test test-nss test-net race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net deb repro test-deb cross packages clean
+.PHONY: help build demo demo-mesh test test-nss test-net test-store race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -62,6 +62,12 @@ test-net: ## nodes behind every kind of NAT and what breaks between them (docs/n
 	@$(GOBUILD) -o build/meshd ./cmd/meshd
 	@$(GOBUILD) -o build/netlab ./cmd/internal/netlab
 	build/netlab -o docs/net-matrix.md $(ARGS)
+
+test-store: ## a mesh of five real nodes and all that can happen to the store they keep (docs/store-faults.md), in namespaces; needs root
+	@packaging/needs root go iproute2
+	@mkdir -p build
+	@$(foreach p,mesh meshd meshd-etcd,$(GOBUILD) -o build/$(p) ./cmd/$(p) &&) $(GOBUILD) -o build/storelab ./cmd/internal/storelab
+	build/storelab -o docs/store-faults.md $(ARGS)
 
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils

@@ -343,7 +343,16 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		}
 	}
 	node := r.own
-	want := maps.Clone(r.own.values)
+	me := store.Value{Addrs: node.addrs, Record: node.record}
+	tell := node.record != nil && !r.inPlace(store.NodeKey(self), me, nil)
+	want := map[string]*ownValue{}
+	for key, v := range r.own.values {
+		if r.inPlace(self+"/"+key, v.Value, r.claims(key, v.Value)) {
+			v.landed, v.err = true, nil
+		} else {
+			want[key] = v
+		}
+	}
 	r.mu.Unlock()
 
 	var last int64
@@ -352,8 +361,8 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		last = max(last, rev)
 		errs = append(errs, err)
 	}
-	if node.record != nil {
-		note(r.put(ctx, store.NodeKey(self), store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
+	if tell {
+		note(r.put(ctx, store.NodeKey(self), me, nil, nil))
 	}
 	for key, v := range want {
 		rev, err := r.publish(ctx, key, v.Value)
@@ -368,6 +377,22 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		note(r.withdraw(ctx, key))
 	}
 	return last, errors.Join(errs...)
+}
+
+// inPlace reports whether the store, as far as it was followed, has a value of ours and the claims that it needs: then
+// nothing is to be asked of it. r.mu is held.
+func (r *Resolver) inPlace(key string, v store.Value, claims []claim) bool {
+	v.Owner = r.cfg.Signer.Name()
+	x := r.values[key]
+	if x == nil || x.err != nil || !same(x.val, v) {
+		return false
+	}
+	for _, c := range claims {
+		if x := r.values[c.key]; x == nil || x.err != nil || x.val.Owner != v.Owner || x.val.For != "" || x.val.Expires != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // adopt makes complete what is not, as on a new disk: what the store has of ours is what should be. r.mu is held.
@@ -423,10 +448,9 @@ func same(a, b store.Value) bool {
 type claim struct{ key, what string }
 
 // claims are what a value takes from what all share: names of one label, and addresses that are not the node's own.
+// r.mu is held.
 func (r *Resolver) claims(key string, v store.Value) []claim {
-	r.mu.Lock()
 	own := r.own.addrs
-	r.mu.Unlock()
 	claimKey, what := store.NameClaimKey, "the name "
 	if strings.HasPrefix(key, kindGroups) {
 		claimKey, what = store.GroupClaimKey, "the name @"
@@ -447,9 +471,22 @@ func (r *Resolver) claims(key string, v store.Value) []claim {
 
 // publish writes a value with the claims that it needs, all or nothing.
 func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int64, error) {
+	full := r.cfg.Signer.Name() + "/" + key
+	r.mu.Lock()
+	needs := r.claims(key, v)
+	var had []claim
+	if old := r.values[full]; old != nil && old.err == nil {
+		had = r.claims(key, old.val)
+	}
+	r.mu.Unlock()
 	var conds []store.Cond
 	var more []store.Op
-	for _, c := range r.claims(key, v) {
+	for _, c := range had { // what it does not need any more is free for others
+		if !slices.Contains(needs, c) {
+			more = append(more, r.ownClaim(ctx, c.key, v.Name)...)
+		}
+	}
+	for _, c := range needs {
 		rev, mine, err := r.free(ctx, c.key, c.what)
 		if err != nil {
 			return 0, err
@@ -463,7 +500,7 @@ func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int6
 		}
 		conds, more = append(conds, store.Cond{Key: c.key, Rev: rev}), append(more, store.Op{Key: c.key, Value: b})
 	}
-	return r.put(ctx, r.cfg.Signer.Name()+"/"+key, v, conds, more)
+	return r.put(ctx, full, v, conds, more)
 }
 
 // free reports whether a claim can be made at revision rev, or is ours already. The error wraps ErrTaken otherwise.
@@ -498,7 +535,10 @@ func (r *Resolver) withdraw(ctx context.Context, key string) (int64, error) {
 	conds, ops := []store.Cond{{Key: full, Rev: kv.Modified}}, []store.Op{{Key: full}}
 	if v, err := store.Peek(kv.Value); err == nil {
 		_, name, _ := strings.Cut(key, "/")
-		for _, c := range r.claims(key, v) {
+		r.mu.Lock()
+		claims := r.claims(key, v)
+		r.mu.Unlock()
+		for _, c := range claims {
 			ops = append(ops, r.ownClaim(ctx, c.key, name)...)
 		}
 	}

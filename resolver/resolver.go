@@ -37,7 +37,7 @@ const (
 	buildEvery = 25 * time.Millisecond // at most one View in this time
 	saveEvery  = time.Second           // at most one write of the cache in this time
 	retryFirst = 200 * time.Millisecond
-	retryMost  = 5 * time.Second
+	retryMost  = 2 * time.Second
 	callLimit  = 5 * time.Second // of one call to the store
 )
 
@@ -47,6 +47,7 @@ type Resolver struct {
 	view atomic.Pointer[View]
 
 	loaded  chan struct{} // closed by Run when the disk has been read: until then own is not to be changed
+	built   chan struct{} // closed by Run when a View has been built of that
 	writing sync.Mutex    // held while this node's values in the store are brought in line; taken before mu
 
 	mu      sync.Mutex // guards the fields below; never held across a call to Store, LearnNode or the disk
@@ -81,7 +82,7 @@ type StoreState struct {
 
 // New returns a Resolver that knows nothing yet.
 func New(cfg Config) *Resolver {
-	r := &Resolver{cfg: cfg, loaded: make(chan struct{}), changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
+	r := &Resolver{cfg: cfg, loaded: make(chan struct{}), built: make(chan struct{}), changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
 		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1), behind: make(chan struct{}, 1)}
 	r.state = StoreState{State: "none", Since: time.Now()}
 	r.view.Store(Build(cfg.Zone, cfg.Prefixes, nil, nil, nil, 0, time.Now()))
@@ -94,6 +95,9 @@ func poke(c chan struct{}) {
 	default:
 	}
 }
+
+// Loaded is closed when Run has read the disk: before, the View lacks what was seen in earlier runs.
+func (r *Resolver) Loaded() <-chan struct{} { return r.built }
 
 // View returns the current View.
 func (r *Resolver) View() *View { return r.view.Load() }
@@ -151,6 +155,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { r.save(ctx) })
 	r.build()
+	close(r.built)
 	for {
 		select {
 		case <-ctx.Done():

@@ -271,7 +271,7 @@ func (n *Node) checked() (names []string) {
 		switch {
 		case n.peers[name] != nil:
 			return 0
-		case isPublic(n.records[name]):
+		case Public(n.records[name]):
 			return 1
 		}
 		return 2

@@ -19,7 +19,7 @@ import (
 // ahead in. That takes log16 of the number of statements steps, and 130 bytes on the wire when nothing differs. No step
 // depends on one before: each message is answered from what is known when it comes, so any may be lost, repeated or late.
 
-// statement is what gossip spreads: a node record or a tombstone.
+// statement is what gossip spreads: a node record, a tombstone or the roster.
 type statement struct {
 	at  uint64 // its place: a hash of its kind and the node's name
 	sum uint64 // a hash of place and version
@@ -39,6 +39,7 @@ func (v version) less(o version) bool {
 const (
 	kindRecord    = "record "
 	kindTombstone = "tombstone "
+	kindRoster    = "roster "
 )
 
 func place(kind, name string) uint64 {

@@ -16,7 +16,7 @@ import (
 	"mesh.internal/mesh/vpn/identity"
 )
 
-// Node records and tombstones spread over the mesh itself: a new one is pushed once to each neighbour that has not sent
+// Node records, tombstones and the roster spread over the mesh itself: a new one is pushed once to each neighbour that has not sent
 // it, who pushes it on if it is new there too; from time to time neighbours compare what they have (type digest), which
 // repairs whatever was lost. Every message is idempotent, and a statement is verified before anything is done with it.
 //
@@ -35,6 +35,8 @@ type message struct {
 	Echo   uint64        `cbor:"10,keyasint,omitempty"` // asks for
 	Echoed uint64        `cbor:"11,keyasint,omitempty"` // with the same number
 	Check  *checkRequest `cbor:"12,keyasint,omitempty"` // asks for a frame, and for Echoed when it is sent
+
+	Roster []byte `cbor:"13,keyasint,omitempty"` // push: who keeps the store
 }
 
 var (
@@ -124,11 +126,7 @@ func (n *Node) pushSome() (more bool) {
 			if !ok {
 				continue
 			}
-			m := message{Record: s.raw}
-			if s.kind == kindTombstone {
-				m = message{Tombstone: s.raw}
-			}
-			n.send(name, m)
+			n.send(name, s.message())
 			room--
 		}
 		if len(x.waiting) == 0 {
@@ -138,6 +136,17 @@ func (n *Node) pushSome() (more bool) {
 		}
 	}
 	return n.part() || more
+}
+
+// message is the push of a statement.
+func (s statement) message() message {
+	switch s.kind {
+	case kindTombstone:
+		return message{Tombstone: s.raw}
+	case kindRoster:
+		return message{Roster: s.raw}
+	}
+	return message{Record: s.raw}
 }
 
 // repair compares what is known with the neighbours that this node has chosen, now and then; sooner with whom there
@@ -297,6 +306,7 @@ func (n *Node) receive(from netip.Addr, payload []byte) (cost int) {
 	}
 	cost += n.take(m.Record, sender, n.learn)
 	cost += n.take(m.Tombstone, sender, n.bury)
+	cost += n.take(m.Roster, sender, n.enrol)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.records[sender] == nil {

@@ -68,7 +68,7 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		if n.records[name] != nil && name != n.self {
 			chosen[name] = true
 			count(&up, n.direct(name))
-			count(&public, isPublic(n.records[name]))
+			count(&public, Public(n.records[name]))
 		}
 	}
 	names := n.ranked(chosen)
@@ -116,7 +116,7 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		}
 		chosen[name] = true
 		auto++
-		count(&public, isPublic(n.records[name]))
+		count(&public, Public(n.records[name]))
 	}
 	for _, name := range names { // what works is kept, in the order of rank; and who is in use meanwhile
 		if n.chosen[name] && n.direct(name) && (auto < most || auto < wantNeighbours && now.Sub(n.peers[name].Status().LastSent) < routesLast) {
@@ -124,7 +124,7 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		}
 	}
 	for _, name := range names {
-		if public < publicOnes && auto < most && !chosen[name] && isPublic(n.records[name]) {
+		if public < publicOnes && auto < most && !chosen[name] && Public(n.records[name]) {
 			take(name)
 		}
 	}
@@ -199,8 +199,8 @@ func count(n *int, yes bool) {
 	}
 }
 
-// isPublic reports whether a node says that it is reachable from everywhere.
-func isPublic(r *identity.Record) bool {
+// Public reports whether a node says that it is reachable from everywhere.
+func Public(r *identity.Record) bool {
 	return len(r.Hosts) > 0 || slices.ContainsFunc(r.Endpoints, func(e netip.AddrPort) bool {
 		a := e.Addr()
 		return a.IsGlobalUnicast() && !a.IsPrivate() && !sharedSpace.Contains(a)

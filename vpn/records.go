@@ -170,12 +170,12 @@ func (n *Node) announce(after uint64) {
 			eps = append(eps, ap)
 		}
 	}
-	said := identity.Said{Endpoints: eps, Hosts: hosts, Links: n.links(), NoRelay: n.cfg.NoRelay, Subnets: n.cfg.Subnets, Join: n.cfg.Join}
+	said := identity.Said{Endpoints: eps, Hosts: hosts, Links: n.links(), NoRelay: n.cfg.NoRelay, Subnets: n.cfg.Subnets, Join: n.cfg.Join, Fit: n.cfg.Fit}
 	old := n.records[n.self]
 	if old != nil {
 		after = max(after, old.Seq)
 		said.Links = steady(old.Links, said.Links)
-		if same := slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.NoRelay == said.NoRelay && old.Join == said.Join && slices.Equal(old.Subnets, said.Subnets); after == old.Seq && same && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
+		if same := slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.NoRelay == said.NoRelay && old.Join == said.Join && old.Fit == said.Fit && slices.Equal(old.Subnets, said.Subnets); after == old.Seq && same && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
 			if slices.Equal(old.Links, said.Links) || !n.said.may(time.Now(), linksEvery, linksBurst) {
 				return
 			}
@@ -227,6 +227,7 @@ func (n *Node) file() string { return filepath.Join(n.cfg.StateDir, recordsFile)
 // load takes the records that the last run has kept. n.mu is held.
 func (n *Node) load() {
 	n.loadTombstones()
+	n.loadRoster()
 	for _, r := range n.records { // learnt before Run
 		if err := n.adopt(r); err != nil {
 			n.cfg.Log.Warn("a node record is not accepted", "peer", r.Node.Name, "err", err)
@@ -274,6 +275,9 @@ func (n *Node) save(ctx context.Context) {
 		}
 		if err := n.saveTombstones(); err != nil {
 			n.cfg.Log.Error("the evicted nodes are not kept on disk", "err", err)
+		}
+		if err := n.saveRoster(); err != nil {
+			n.cfg.Log.Error("who keeps the store is not kept on disk", "err", err)
 		}
 		if err := SaveRecords(n.cfg.StateDir, n.Records()); err != nil {
 			n.cfg.Log.Warn("the known nodes are not kept on disk", "err", err)

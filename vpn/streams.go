@@ -68,7 +68,7 @@ func (n *Node) stream(now, again time.Time) time.Time {
 			n.streams.Want(name, nil, false)
 		case m.wanted && udp:
 			again = sooner(again, m.udpSince.Add(streamLasts+time.Millisecond))
-		case !m.wanted && !udp && use && (n.chosen[name] && isPublic(r) || s.Way == (link.Way{})):
+		case !m.wanted && !udp && use && (n.chosen[name] && Public(r) || s.Way == (link.Way{})):
 			at := m.noneSince.Add(streamAfter)
 			if now.Before(at) {
 				again = sooner(again, at)

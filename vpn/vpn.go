@@ -42,6 +42,7 @@ type Config struct {
 	Port      int               // UDP
 	Public    []string          // host:port, announced before the machine's own addresses
 	Join      uint16            // TCP port where this node lets invited strangers in, announced; 0: nowhere
+	Fit       identity.Fit      // of this machine to keep a part of the store, announced
 	Connect   []string          // nodes to keep a tunnel to
 	Subnets   []identity.Subnet // networks behind this node, of those that its certificate allows
 	Event     func(Event)       // is told what happens; called with locks held, must not block; may be nil
@@ -91,7 +92,9 @@ type Node struct {
 	budgets budgets // has its own lock
 	echoes  echoes  // the same
 	checks  checks
-	saving  sync.Mutex // held while evicted.cbor is written; taken before mu
+	saving  sync.Mutex // held while evicted.cbor and roster.cbor are written; taken before mu
+
+	savedRoster []byte // guarded by saving
 
 	owners atomic.Pointer[owners] // replaced as a whole
 
@@ -104,7 +107,8 @@ type Node struct {
 	records    map[string]*identity.Record    // by name, this node's too
 	members    map[string]*member             // the same names
 	tombstones map[string]*identity.Tombstone // by name
-	known      digest                         // records and tombstones
+	roster     *identity.Roster               // who keeps the store; nil: not known
+	known      digest                         // records, tombstones, roster
 	exchanges  map[string]*exchange           // by name
 	parting    []parting
 	unsaved    bool // evicted.cbor is behind

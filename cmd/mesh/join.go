@@ -85,7 +85,7 @@ func (a *app) initCommand() *cobra.Command {
 			out := cmd.OutOrStdout()
 			fmt.Fprintf(out, "%s is the first node of the mesh %s: %s.%s has %s and %s, of %s.\n", c.Name, c.Mesh, c.Name, c.Domain, p.Addr().Next(), a6, p)
 			fmt.Fprintf(out, "The key of the mesh is in %s: keep a copy of that directory in a safe place.\n", a.paths.State)
-			return a.startServices(out, c.Store.Embedded)
+			return a.startServices(out, c.Store.Embedded, c.Store.Embedded)
 		},
 	}
 	f := cmd.Flags()
@@ -185,11 +185,15 @@ func (a *app) save(c *config.Config, id *identity.Identity) error {
 	return a.paths.HandOver()
 }
 
-// startServices starts the daemons where systemd runs and has their units, else says how.
-func (a *app) startServices(out io.Writer, embedded bool) error {
+// keeperUnit waits until meshd says that this node is to keep a part of the store.
+const keeperUnit = "meshd-etcd.path"
+
+// startServices starts the daemons where systemd runs and has their units, else says how. The mesh's first node, which keeps
+// its own store, has to have one.
+func (a *app) startServices(out io.Writer, embedded, first bool) error {
 	units := []string{"meshd.service"}
-	if embedded {
-		units = append(units, "meshd-etcd.service")
+	if embedded && exec.Command("systemctl", "cat", keeperUnit).Run() == nil {
+		units = append(units, keeperUnit) // which starts meshd-etcd where this node is to keep a part of the store
 	}
 	if _, err := os.Stat("/run/systemd/system"); err == nil && a.paths == config.DefaultPaths &&
 		exec.Command("systemctl", append([]string{"cat"}, units...)...).Run() == nil {
@@ -211,8 +215,8 @@ func (a *app) startServices(out io.Writer, embedded bool) error {
 	}
 	fmt.Fprintln(out, "Now run, and keep running:")
 	fmt.Fprintln(out, "    meshd"+flags+run)
-	if embedded {
-		fmt.Fprintln(out, "    meshd-etcd"+flags)
+	if first {
+		fmt.Fprintln(out, "    meshd-etcd"+flags+run)
 	}
 	return nil
 }
@@ -296,6 +300,13 @@ func (a *app) joinCommand() *cobra.Command {
 			c.Subnet = texts(r.Identity.Node.Subnets)
 			c.Name, c.Mesh, c.Domain, c.Prefix = r.Identity.Node.Name, r.Mesh.Name, r.Mesh.Domain, r.Mesh.Prefix
 			c.Store.Endpoints, c.Connect = r.Mesh.Store, []string{r.Mesh.Inviter}
+			var roster *identity.Roster
+			if len(r.Mesh.Roster) > 0 { // the mesh keeps its store itself
+				if roster, err = r.Identity.CA.ParseRoster(r.Mesh.Roster); err != nil {
+					return fmt.Errorf("the inviter's answer: %w", err)
+				}
+				c.Store = config.Store{Embedded: true}
+			}
 			if r.Via != "" { // the inviter may be out of our reach
 				c.Connect = append(c.Connect, r.Via)
 			}
@@ -309,7 +320,7 @@ func (a *app) joinCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("what the inviter says of the mesh does not work here: mesh.toml:%w", err)
 			}
-			if err := errors.Join(vpn.SaveRecords(a.paths.State, r.Records), vpn.SaveTombstones(a.paths.State, r.Evicted)); err != nil {
+			if err := errors.Join(vpn.SaveRecords(a.paths.State, r.Records), vpn.SaveTombstones(a.paths.State, r.Evicted), vpn.SaveRoster(a.paths.State, roster)); err != nil {
 				return err
 			}
 			if err := a.save(&c, r.Identity); err != nil {
@@ -317,7 +328,7 @@ func (a *app) joinCommand() *cobra.Command {
 			}
 			out := cmd.OutOrStdout()
 			fmt.Fprintf(out, "This machine is %s on the mesh %s: %s.%s has %s.\n", c.Name, c.Mesh, c.Name, c.Domain, r.Identity.Node.Addrs)
-			return a.startServices(out, false)
+			return a.startServices(out, c.Store.Embedded, false)
 		},
 	}
 	f := cmd.Flags()

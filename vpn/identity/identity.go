@@ -247,7 +247,9 @@ func nodeOf(c *x509.Certificate) (Node, error) {
 // reserved names mean something else in a mesh's zone or everywhere (RFC 6761).
 var reserved = map[string]bool{"dns": true, "service": true, "node": true, "query": true, "addr": true, "arpa": true,
 	"localhost": true, "wpad": true, "isatap": true, "local": true, "localdomain": true, "invalid": true, "test": true,
-	"example": true, "onion": true, "broadcasthost": true}
+	"example": true, "onion": true, "broadcasthost": true,
+	"root": true, // who may do everything in etcd, by the name in a certificate
+}
 
 // CheckName reports whether name may be a node's: one lower-case DNS label (RFC 1123 section 2.1), not a reserved one.
 func CheckName(name string) error {

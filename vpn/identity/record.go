@@ -43,6 +43,15 @@ type Said struct {
 	NoRelay   bool             // it does not carry packets between other nodes
 	Subnets   []Subnet         // networks behind it, of those that its certificate allows
 	Join      uint16           // TCP port on its mesh addresses where it lets invited strangers in; 0: it does not
+	Fit       Fit              // to keep a part of the store
+}
+
+// Fit is what a node says of how good a home its machine would be for a part of the store.
+type Fit struct {
+	Can     bool          // meshd-etcd is installed
+	Battery bool          // it is a laptop, or runs on a battery otherwise
+	Fsync   time.Duration // that a small write takes until it is on the disk: 0.1 ms to 6.5 s; 0: not measured
+	Boot    time.Time     // of the machine, to the hour; zero: not known
 }
 
 // Subnet is a network behind a node. Where several nodes have one, the least weight of those that can be reached wins.
@@ -92,6 +101,42 @@ type body struct {
 	NoRelay   bool     `cbor:"7,keyasint,omitempty"`
 	Subnets   [][]byte `cbor:"8,keyasint,omitempty"` // 7 or 19 bytes: address, length, then weight, big endian
 	Join      uint16   `cbor:"9,keyasint,omitempty"`
+	Fit       *fit     `cbor:"10,keyasint,omitempty"`
+}
+
+// fit is Fit's encoding.
+type fit struct {
+	_            struct{} `cbor:",toarray"`
+	Can, Battery bool
+	Fsync        uint16 // in 0.1 ms
+	Boot         uint32 // in hours since 1970
+}
+
+const fsyncUnit = 100 * time.Microsecond
+
+func (f Fit) encode() *fit {
+	if f == (Fit{}) {
+		return nil
+	}
+	e := fit{Can: f.Can, Battery: f.Battery}
+	if f.Fsync > 0 {
+		e.Fsync = uint16(min(max(f.Fsync/fsyncUnit, 1), math.MaxUint16))
+	}
+	if !f.Boot.IsZero() {
+		e.Boot = uint32(max(f.Boot.Unix()/3600, 0))
+	}
+	return &e
+}
+
+func (e *fit) decode() (f Fit) {
+	if e == nil {
+		return f
+	}
+	f.Can, f.Battery, f.Fsync = e.Can, e.Battery, time.Duration(e.Fsync)*fsyncUnit
+	if e.Boot > 0 {
+		f.Boot = time.Unix(int64(e.Boot)*3600, 0).UTC()
+	}
+	return f
 }
 
 type signed struct {
@@ -110,7 +155,7 @@ var (
 
 // Record makes and signs this node's record.
 func (id *Identity) Record(seq uint64, said Said) (*Record, error) {
-	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: said.Hosts, NoRelay: said.NoRelay, Join: said.Join}
+	b := body{Seq: seq, WG: id.WG.PublicKey().Bytes(), Hosts: said.Hosts, NoRelay: said.NoRelay, Join: said.Join, Fit: said.Fit.encode()}
 	for _, c := range id.Chain {
 		b.Chain = append(b.Chain, c.Raw)
 	}
@@ -163,7 +208,7 @@ func (ca *CA) ParseRecord(b []byte) (*Record, error) {
 	if len(d.Chain) == 0 || len(d.Chain) > 4 || len(d.Endpoints) > maxEndpoints || len(d.Hosts) > maxEndpoints || len(d.Subnets) > maxSubnets || len(d.Links) > MaxLinks*linkSize || len(d.Links)%linkSize != 0 {
 		return nil, errors.New("node record has too many or too few parts")
 	}
-	r := &Record{Seq: d.Seq, Said: Said{Hosts: d.Hosts, NoRelay: d.NoRelay, Join: d.Join}, raw: append([]byte(nil), b...)}
+	r := &Record{Seq: d.Seq, Said: Said{Hosts: d.Hosts, NoRelay: d.NoRelay, Join: d.Join, Fit: d.Fit.decode()}, raw: append([]byte(nil), b...)}
 	var chain []*x509.Certificate
 	for _, der := range d.Chain {
 		c, err := x509.ParseCertificate(der)

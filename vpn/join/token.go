@@ -175,12 +175,13 @@ type (
 
 // Mesh is what every node of a mesh knows of it.
 type Mesh struct {
-	Name    string   `cbor:"1,keyasint"` // of the mesh
-	Domain  string   `cbor:"2,keyasint"` // zone of its names, as mesh.internal
-	Prefix  string   `cbor:"3,keyasint"` // IPv4, as 10.11.0.0/16
-	Store   []string `cbor:"4,keyasint"` // etcd endpoints, as https://10.11.0.1:2379
-	Inviter string   `cbor:"5,keyasint"` // node name of the inviter: the first neighbour
-	Port    uint16   `cbor:"6,keyasint"` // the mesh's usual UDP and TCP port
+	Name    string   `cbor:"1,keyasint"`           // of the mesh
+	Domain  string   `cbor:"2,keyasint"`           // zone of its names, as mesh.internal
+	Prefix  string   `cbor:"3,keyasint"`           // IPv4, as 10.11.0.0/16
+	Store   []string `cbor:"4,keyasint"`           // etcd endpoints, as https://10.11.0.1:2379
+	Inviter string   `cbor:"5,keyasint"`           // node name of the inviter: the first neighbour
+	Port    uint16   `cbor:"6,keyasint"`           // the mesh's usual UDP and TCP port
+	Roster  []byte   `cbor:"7,keyasint,omitempty"` // who keeps the store, if the mesh itself does; Store is then of who does not know rosters
 }
 
 func request(key *ecdsa.PrivateKey) ([]byte, error) {

@@ -38,7 +38,7 @@ type Traffic struct {
 }
 
 const (
-	scaleSettle = 3 * time.Minute
+	scaleSettle = 10 * time.Minute // until the tunnels of the beginning that nobody uses are gone (idleAfter), and told so
 	measureFor  = 10 * time.Minute
 	churnEvery  = 30 * time.Second
 	partFor     = 2 * time.Minute

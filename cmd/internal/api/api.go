@@ -170,7 +170,41 @@ func (c Client) Do(ctx context.Context, method, path string, body, out any) erro
 		}
 		r = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, r)
+	return c.Upload(ctx, method, path, r, out)
+}
+
+// Upload sends body as it is and reads the answer into out; either may be nil.
+func (c Client) Upload(ctx context.Context, method, path string, body io.Reader, out any) error {
+	var b bytes.Buffer
+	if err := c.Stream(ctx, method, path, body, &limited{&b, maxBody}); err != nil {
+		return err
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b.Bytes(), out); err != nil {
+		return fmt.Errorf("meshd's answer: %w", err)
+	}
+	return nil
+}
+
+// limited takes so many bytes and no more.
+type limited struct {
+	w    io.Writer
+	left int
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	if len(b) > l.left {
+		return 0, errors.New("meshd's answer is too long")
+	}
+	l.left -= len(b)
+	return l.w.Write(b)
+}
+
+// Stream sends body, which may be nil, as it is, and writes the answer to out as it comes.
+func (c Client) Stream(ctx context.Context, method, path string, body io.Reader, out io.Writer) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, body)
 	if err != nil {
 		return err
 	}
@@ -189,22 +223,16 @@ func (c Client) Do(ctx context.Context, method, path string, body, out any) erro
 		return fmt.Errorf("talking to meshd: %w", err)
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil {
-		return fmt.Errorf("talking to meshd: %w", err)
-	}
 	if resp.StatusCode != http.StatusOK {
 		var e Error
-		if json.Unmarshal(b, &e) != nil || e.Message == "" {
+		b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		if err != nil || json.Unmarshal(b, &e) != nil || e.Message == "" {
 			e.Message = "meshd answered " + resp.Status
 		}
 		return errors.New(e.Message)
 	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("meshd's answer: %w", err)
+	if _, err := io.Copy(out, resp.Body); err != nil {
+		return fmt.Errorf("talking to meshd: %w", err)
 	}
 	return nil
 }

@@ -72,7 +72,7 @@ type Config struct {
 // file is mesh.toml: Config with the one key whose type varies.
 type file struct {
 	Config
-	Store any `toml:"store" comment:"The book of names: \"embedded\" (meshd-etcd on this node) or a list of etcd endpoints."`
+	Store any `toml:"store" comment:"The book of names: \"embedded\" (kept by nodes of the mesh, see mesh store) or a list of etcd endpoints."`
 }
 
 // Store is where etcd is: embedded on this node, or at endpoints.

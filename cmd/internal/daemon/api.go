@@ -51,6 +51,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("POST /v1/invite", answer(d.invite))
 	mux.HandleFunc("POST /v1/evict", answer(d.evict))
 	d.handleNet(mux)
+	d.handleBook(mux)
 	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
@@ -94,7 +95,7 @@ func (d *daemon) status() api.Status {
 		s.Peers = append(s.Peers, ap)
 	}
 	st := d.names.State()
-	s.Store = api.Store{State: st.State, Endpoints: endpoints(c, d.id), Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting}
+	s.Store = api.Store{State: st.State, Endpoints: d.endpoints(), Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting}
 	s.Snapshot = api.Snapshot{Path: d.opts.Paths.Snapshot(), Names: int(d.snap.names.Load())}
 	if st.State != "ok" {
 		s.Snapshot.Age = time.Since(st.Since).Seconds()
@@ -282,6 +283,9 @@ func (d *daemon) evict(r *http.Request) (any, error) {
 		return nil, err
 	}
 	d.introduce() // so that names are gone when this is answered
+	if err := d.dropVoter(t.Name); err != nil {
+		return nil, err
+	}
 	out := evicted(t)
 	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 	defer cancel()

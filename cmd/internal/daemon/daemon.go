@@ -115,15 +115,16 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	if d.node, err = vpn.New(vpn.Config{Identity: id, Prefixes: d.prefixes, Port: c.Port, Public: public(c), Join: joinPort(c, id), Connect: c.Connect,
 		Subnets: subnets, Event: d.event, NoRelay: !c.Relay, RelayRate: int64(c.RelayMbit) * 1e6 / 8, PortMap: c.PortMap, LAN: c.LAN,
-		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Dial: dial, Log: d.log}); err != nil {
+		Interface: c.Interface, MTU: c.MTU, StateDir: opts.Paths.State, Dial: dial, Fit: fitness(opts.Paths.State), Log: d.log}); err != nil {
 		return err
 	}
 	id.Evicted = d.node.Evicted
 	rc := resolver.Config{Zone: c.Domain, Prefixes: d.prefixes, Signer: signer{id}, Verifier: &d.keys, StateDir: opts.Paths.State,
 		LearnNode: d.node.Learn, Log: d.log}
-	if eps := endpoints(c, id); len(eps) > 0 {
-		st, closeStore, err := openStore(c, id, eps)
-		if err != nil {
+	var st store.Store
+	if eps := d.endpoints(); len(eps) > 0 {
+		var closeStore func() error
+		if st, closeStore, err = openStore(c, id, eps); err != nil {
 			return err
 		}
 		defer closeStore()
@@ -151,9 +152,11 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(d.writeSnapshots(d.names.Changed()))
 		goRun(d.names.Run)
 		goRun(func(ctx context.Context) error { d.scripts.Run(ctx); return nil })
-		goRun(d.serveDNS)
+		goRun(d.keepStore(st))
+		goRun(d.keepBackups)
 		goRun(d.serveTCP)
-		goRun(d.serveAPI)
+		goRun(d.afterLoading(d.serveDNS)) // no name is denied that is on the disk
+		goRun(d.afterLoading(d.serveAPI))
 		goRun(d.reload)
 		goRun(d.watchdog)
 	case <-ctx.Done():
@@ -169,6 +172,18 @@ func Run(ctx context.Context, opts Options) error {
 	return errors.Join(all...)
 }
 
+// afterLoading is f when the names of earlier runs are there.
+func (d *daemon) afterLoading(f func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.names.Loaded():
+		}
+		return f(ctx)
+	}
+}
+
 // event hands what happens on the mesh to the scripts.
 func (d *daemon) event(e vpn.Event) {
 	s := scripts.Event{Kind: e.Kind, Node: e.Node}
@@ -179,14 +194,6 @@ func (d *daemon) event(e vpn.Event) {
 		s.Subnet, s.Weight = e.Subnet.Prefix.String(), strconv.Itoa(int(e.Subnet.Weight))
 	}
 	d.scripts.Tell(s)
-}
-
-// endpoints are where the store is.
-func endpoints(c *config.Config, id *identity.Identity) []string {
-	if c.Store.Embedded {
-		return []string{"https://" + net.JoinHostPort(id.Node.Addrs[0].String(), "2379")}
-	}
-	return c.Store.Endpoints
 }
 
 func public(c *config.Config) (out []string) {

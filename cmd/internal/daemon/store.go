@@ -5,6 +5,10 @@
 package daemon
 
 import (
+	"context"
+	"crypto/tls"
+
+	"mesh.internal/mesh/cmd/internal/api"
 	"mesh.internal/mesh/cmd/internal/config"
 	"mesh.internal/mesh/resolver/store"
 	"mesh.internal/mesh/resolver/store/etcd"
@@ -18,4 +22,52 @@ func openStore(c *config.Config, id *identity.Identity, eps []string) (store.Sto
 		return nil, nil, err
 	}
 	return st, st.Close, nil
+}
+
+// askMember asks a member of the store how it is.
+func askMember(ctx context.Context, endpoint string, t *tls.Config, v *api.Voter) {
+	v.State = "away"
+	a, err := etcd.Dial(endpoint, t)
+	if err != nil {
+		v.Error = err.Error()
+		return
+	}
+	defer a.Close()
+	h, err := a.Health(ctx)
+	if err != nil {
+		v.Error = err.Error()
+		return
+	}
+	v.Version, v.Size, v.Used, v.Quota, v.Index, v.Problems = h.Version, h.Size, h.Used, h.Quota, h.Index, h.Problems
+	v.Answered = ms(h.Answered)
+	switch {
+	case h.Learner:
+		v.State = "learning"
+	case h.Leader == 0:
+		v.State = "alone"
+		v.Error = "it sees no majority of the members"
+	case h.Leader == h.ID:
+		v.State = "leader"
+	default:
+		v.State = "follower"
+	}
+}
+
+// memberNames are the members' names as the one at endpoint knows them.
+func memberNames(ctx context.Context, endpoint string, t *tls.Config) (out []string) {
+	a, err := etcd.Dial(endpoint, t)
+	if err != nil {
+		return nil
+	}
+	defer a.Close()
+	all, err := a.Members(ctx)
+	if err != nil {
+		return nil
+	}
+	for _, m := range all {
+		if m.Name != "" {
+			out = append(out, m.Name)
+		}
+	}
+	return out
 }

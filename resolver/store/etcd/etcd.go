@@ -17,6 +17,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
@@ -36,6 +38,10 @@ type Config struct {
 type Store struct {
 	c      *clientv3.Client
 	prefix string
+
+	mu    sync.Mutex
+	moved chan struct{} // closed and replaced when the store begins anew
+	known chan struct{} // moved when Load was called last
 }
 
 // Open prepares the client; it connects when it is first used, and again by itself whenever it has to.
@@ -47,11 +53,14 @@ func Open(cfg Config) (*Store, error) {
 		DialKeepAliveTime: 3 * time.Second, DialKeepAliveTimeout: 2 * time.Second, PermitWithoutStream: false,
 		BackoffWaitBetween: 100 * time.Millisecond, MaxUnaryRetries: 2,
 		Logger: zap.NewNop(), // what matters is in the errors
+		// gRPC's own pauses between attempts grow to two minutes, in which a store that is back would not be seen.
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 3 * time.Second})},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("preparing the etcd client: %w", err)
 	}
-	return &Store{c: c, prefix: cfg.Prefix}, nil
+	return &Store{c: c, prefix: cfg.Prefix, moved: make(chan struct{})}, nil
 }
 
 // Close ends the client.
@@ -62,6 +71,9 @@ const pageSize = 1000
 
 // Load implements store.Store.
 func (s *Store) Load(ctx context.Context) ([]store.KV, int64, error) {
+	s.mu.Lock()
+	s.known = s.moved
+	s.mu.Unlock()
 	var out []store.KV
 	var rev int64
 	from, end := s.prefix, clientv3.GetPrefixRangeEnd(s.prefix)
@@ -105,7 +117,17 @@ func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Cha
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
+	s.mu.Lock()
+	moved := s.known
+	s.mu.Unlock()
 	wg.Go(func() { s.untilLost(ctx, cancel) })
+	wg.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-moved:
+			cancel(errMoved)
+		}
+	})
 	// Without WithRequireLeader a member cut off from the others would leave us stale, silently.
 	for r := range s.c.Watch(clientv3.WithRequireLeader(ctx), s.prefix, clientv3.WithPrefix(), clientv3.WithRev(rev+1)) {
 		if r.CompactRevision != 0 {
