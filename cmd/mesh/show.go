@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -190,49 +189,6 @@ func bytes(n uint64) string {
 		}
 	}
 	return fmt.Sprintf("%d B", n)
-}
-
-func (a *app) hostsCommand() *cobra.Command {
-	format := "table"
-	cmd := &cobra.Command{
-		Use: "hosts", Short: "list every name of the mesh", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var h api.Hosts
-			if err := a.client().Do(cmd.Context(), "GET", "/v1/hosts", nil, &h); err != nil {
-				return err
-			}
-			return showHosts(cmd.OutOrStdout(), h, format)
-		},
-	}
-	cmd.Flags().StringVar(&format, "format", format, "`table`, json, or hosts (the syntax of /etc/hosts)")
-	return cmd
-}
-
-func showHosts(w io.Writer, h api.Hosts, format string) error {
-	switch format {
-	case "json":
-		return writeJSON(w, h)
-	case "hosts":
-		fmt.Fprintf(w, "# names of the mesh at revision %d\n", h.Revision)
-		for _, x := range h.Hosts {
-			for _, a := range x.Addrs {
-				fmt.Fprintln(w, strings.Join(append([]string{a.String(), x.FQDN, x.Name}, x.Aliases...), "\t"))
-			}
-		}
-		return nil
-	case "table":
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "NAME\tADDRESSES\tALIASES\tOWNER")
-		for _, x := range h.Hosts {
-			owner := x.Owner
-			if x.Node {
-				owner = "(node)"
-			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", x.Name, addrs(x.Addrs), strings.Join(x.Aliases, " "), owner)
-		}
-		return t.Flush()
-	}
-	return fmt.Errorf("--format %s: want table, json or hosts", format)
 }
 
 // tell says where a change is that has not reached the store.

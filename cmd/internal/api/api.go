@@ -96,7 +96,7 @@ type Snapshot struct {
 	Names int     `json:"names"`
 }
 
-// Host is a host of GET /v1/hosts, and the body of PUT.
+// Host is a host of GET /v1/hosts, and the body of PUT, of which FQDN, Owner, Node, Names and Shared do not count.
 type Host struct {
 	Name    string       `json:"name"` // relative to the zone
 	FQDN    string       `json:"fqdn,omitempty"`
@@ -104,12 +104,16 @@ type Host struct {
 	Node    bool         `json:"node"`
 	Addrs   []netip.Addr `json:"addrs"`
 	Aliases []string     `json:"aliases,omitempty"`
+	Names   []string     `json:"names,omitempty"`  // every form that programs find it by, the canonical one first
+	Shared  []netip.Addr `json:"shared,omitempty"` // those of Addrs that lead back to another host
 }
 
 // Hosts is GET /v1/hosts.
 type Hosts struct {
-	Revision int64  `json:"revision"`
-	Hosts    []Host `json:"hosts"`
+	Revision int64          `json:"revision"`
+	Domain   string         `json:"domain"`
+	Prefixes []netip.Prefix `json:"prefixes"` // of the mesh's addresses
+	Hosts    []Host         `json:"hosts"`    // sorted by name
 }
 
 // Group is a group of GET /v1/groups. Of the body of PUT, Name and Members count: they are added to what there is.

@@ -128,16 +128,6 @@ func (d *daemon) status() api.Status {
 	return s
 }
 
-func (d *daemon) hosts() api.Hosts {
-	v := d.names.View()
-	out := api.Hosts{Revision: v.Revision, Hosts: []api.Host{}}
-	for i := range v.Hosts() {
-		h := &v.Hosts()[i]
-		out.Hosts = append(out.Hosts, api.Host{Name: h.Name, FQDN: v.FQDN(h), Owner: h.Owner, Node: h.Node, Addrs: h.Addrs, Aliases: h.Aliases})
-	}
-	return out
-}
-
 // relative is a name without the zone, in lower case.
 func (d *daemon) relative(name string) string {
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
