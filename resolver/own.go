@@ -44,6 +44,14 @@ type ownValue struct {
 	err         error // why it has not landed
 }
 
+// why is why a value has not landed.
+func (v *ownValue) why() string {
+	if v.err != nil {
+		return v.err.Error()
+	}
+	return "not in the store yet"
+}
+
 func (o *ownState) waiting() []string {
 	var out []string
 	for key, v := range o.values {
@@ -51,12 +59,8 @@ func (o *ownState) waiting() []string {
 		if strings.HasPrefix(key, kindGroups) {
 			name = "@" + name
 		}
-		switch {
-		case v.landed:
-		case v.err != nil:
-			out = append(out, name+": "+v.err.Error())
-		default:
-			out = append(out, name+": not in the store yet")
+		if !v.landed {
+			out = append(out, name+": "+v.why())
 		}
 	}
 	slices.Sort(out)
@@ -86,12 +90,22 @@ func (l ownList) state() ownState {
 		o.complete[k] = true
 	}
 	for _, h := range l.Hosts {
-		o.values[kindHosts+"/"+h.Name] = &ownValue{Value: store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases}}
+		o.values[kindHosts+"/"+h.Name] = &ownValue{Value: valueOf(h)}
 	}
 	for _, g := range l.Groups {
 		o.values[kindGroups+"/"+g.Name] = &ownValue{Value: store.Value{Name: g.Name, Members: g.Members}}
 	}
 	return o
+}
+
+// said is what a value says, without when and by whom.
+func said(v store.Value) store.Value {
+	return store.Value{Name: v.Name, Addrs: v.Addrs, Aliases: v.Aliases, Members: v.Members, Meta: v.Meta}
+}
+
+// valueOf is a host as it is kept.
+func valueOf(h Host) store.Value {
+	return store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases, Meta: h.Meta}
 }
 
 // saveOwn writes own.json. r.mu is held: the file is small and its order matters.
@@ -118,54 +132,6 @@ func (r *Resolver) SetSelf(addrs []netip.Addr, record []byte) {
 	r.own.addrs, r.own.record = addrs, record
 	r.mu.Unlock()
 	poke(r.behind)
-}
-
-// AddHost adds a host below this node's ownership, or changes one that it has. The host is kept on disk; landed reports
-// whether the store has it already, and so every other node within moments. Errors wrap ErrTaken where somebody else
-// holds the name or an address.
-func (r *Resolver) AddHost(ctx context.Context, h Host) (landed bool, err error) {
-	self := r.cfg.Signer.Name()
-	h.Owner, h.Node = self, false
-	for _, n := range append([]string{h.Name}, h.Aliases...) {
-		if err := CheckName(n, self); err != nil {
-			return false, err
-		}
-		if other, _ := r.View().Lookup(n); other != nil && (other.Owner != self || other.Node) {
-			return false, fmt.Errorf("the name %s is %w: it belongs to %s", n, ErrTaken, other.Owner)
-		}
-	}
-	size := 0
-	for _, n := range append([]string{h.Name}, h.Aliases...) {
-		size += namesSize(n, r.cfg.Zone)
-	}
-	if size > maxNames {
-		return false, fmt.Errorf("%s has too many aliases: %d bytes in all their forms, at most %d", h.Name, size, maxNames)
-	}
-	if err := checkAddrs(h.Addrs, r.cfg.Prefixes); err != nil {
-		return false, err
-	}
-	for _, a := range h.Addrs {
-		if other, _ := r.View().Reverse(a); other != nil && other.Owner != self {
-			return false, fmt.Errorf("address %s is %w: it belongs to %s", a, ErrTaken, r.View().FQDN(other))
-		}
-	}
-	return r.want(ctx, kindHosts+"/"+h.Name, func(store.Value) (store.Value, error) {
-		return store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases}, nil
-	})
-}
-
-// RemoveHost removes a host that this node has added.
-func (r *Resolver) RemoveHost(ctx context.Context, name string) (landed bool, err error) {
-	other, _ := r.View().Lookup(name)
-	switch landed, added, err := r.unwant(ctx, kindHosts+"/"+name); {
-	case added:
-		return landed, err
-	case other != nil && other.Node:
-		return false, fmt.Errorf("%s is a node, not a host that was added", name)
-	case other != nil && other.Owner != r.cfg.Signer.Name():
-		return false, fmt.Errorf("%s was added on %s: remove it there", name, other.Owner)
-	}
-	return false, fmt.Errorf("no host %s was added here", name)
 }
 
 // AddGroup adds members to a group of this node, which it makes if there is none: hosts by their names relative to the
@@ -380,7 +346,7 @@ func (r *Resolver) adopt() error {
 		for key, v := range r.values {
 			key, ours := strings.CutPrefix(key, r.cfg.Signer.Name()+"/")
 			if ours && v.err == nil && strings.HasPrefix(key, kind+"/") && r.own.values[key] == nil {
-				r.own.values[key] = &ownValue{Value: store.Value{Name: v.val.Name, Addrs: v.val.Addrs, Aliases: v.val.Aliases, Members: v.val.Members}}
+				r.own.values[key] = &ownValue{Value: said(v.val)}
 			}
 		}
 		r.own.complete[kind], changed = true, true
@@ -416,7 +382,7 @@ func (r *Resolver) put(ctx context.Context, key string, v store.Value, conds []s
 // same reports whether two values say the same, whenever they were said.
 func same(a, b store.Value) bool {
 	return a.Owner == b.Owner && a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Aliases, b.Aliases) &&
-		slices.Equal(a.Members, b.Members) && bytes.Equal(a.Record, b.Record)
+		slices.Equal(a.Members, b.Members) && maps.Equal(a.Meta, b.Meta) && bytes.Equal(a.Record, b.Record)
 }
 
 // claim is a key under _claims, and what it is for in words.
@@ -445,8 +411,12 @@ func (r *Resolver) claims(key string, v store.Value) []claim {
 	return out
 }
 
-// publish writes a value with the claims that it needs, all or nothing.
+// publish writes a value with the claims that it needs, all or nothing, and gives up those that it needs no more.
 func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int64, error) {
+	if rev, ok := r.inPlace(key, v); ok {
+		return rev, nil
+	}
+	full := r.cfg.Signer.Name() + "/" + key
 	var conds []store.Cond
 	var more []store.Op
 	for _, c := range r.claims(key, v) {
@@ -463,7 +433,56 @@ func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int6
 		}
 		conds, more = append(conds, store.Cond{Key: c.key, Rev: rev}), append(more, store.Op{Key: c.key, Value: b})
 	}
-	return r.put(ctx, r.cfg.Signer.Name()+"/"+key, v, conds, more)
+	old, err := r.cfg.Store.Get(ctx, full)
+	if err != nil {
+		return 0, err
+	}
+	more = append(more, r.giveUp(ctx, key, old.Value)...)
+	return r.put(ctx, full, v, conds, more)
+}
+
+// inPlace reports whether the store has a value of ours and all its claims, as far as it was followed: then there is nothing
+// to ask it. What changes there later is heard of, and looked at again.
+func (r *Resolver) inPlace(key string, v store.Value) (rev int64, ok bool) {
+	claims := r.claims(key, v)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v.Owner = r.cfg.Signer.Name()
+	has := r.values[v.Owner+"/"+key]
+	if has == nil || has.err != nil || has.refused != nil || !same(has.val, v) {
+		return 0, false
+	}
+	for _, c := range claims {
+		x := r.values[c.key]
+		if x == nil || x.err != nil || x.refused != nil || x.val.Owner != v.Owner || x.val.For != "" {
+			return 0, false
+		}
+	}
+	return has.kv.Modified, true
+}
+
+// giveUp are the deletions of those claims of a value of ours, as the store has it, that nothing of ours needs any more.
+func (r *Resolver) giveUp(ctx context.Context, key string, old []byte) (ops []store.Op) {
+	v, err := store.Peek(old)
+	if err != nil {
+		return nil
+	}
+	r.mu.Lock()
+	want := maps.Clone(r.own.values)
+	r.mu.Unlock()
+	needed := map[string]bool{}
+	for k, x := range want {
+		for _, c := range r.claims(k, x.Value) {
+			needed[c.key] = true
+		}
+	}
+	_, name, _ := strings.Cut(key, "/")
+	for _, c := range r.claims(key, v) {
+		if !needed[c.key] {
+			ops = append(ops, r.ownClaim(ctx, c.key, name)...)
+		}
+	}
+	return ops
 }
 
 // free reports whether a claim can be made at revision rev, or is ours already. The error wraps ErrTaken otherwise.
@@ -495,14 +514,8 @@ func (r *Resolver) withdraw(ctx context.Context, key string) (int64, error) {
 	if err != nil || kv.Modified == 0 {
 		return kv.Modified, err
 	}
-	conds, ops := []store.Cond{{Key: full, Rev: kv.Modified}}, []store.Op{{Key: full}}
-	if v, err := store.Peek(kv.Value); err == nil {
-		_, name, _ := strings.Cut(key, "/")
-		for _, c := range r.claims(key, v) {
-			ops = append(ops, r.ownClaim(ctx, c.key, name)...)
-		}
-	}
-	return r.cfg.Store.Commit(ctx, conds, ops)
+	ops := append(r.giveUp(ctx, key, kv.Value), store.Op{Key: full})
+	return r.cfg.Store.Commit(ctx, []store.Cond{{Key: full, Rev: kv.Modified}}, ops)
 }
 
 // ownClaim is the deletion of a claim, if we hold it for what has this name.

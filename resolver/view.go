@@ -16,11 +16,12 @@ const MaxAddrs = 64
 
 // Host is one host of the mesh.
 type Host struct {
-	Name    string       `json:"name"`  // relative to the zone, lower case: "bkero", "nas.bkero", "printer"
-	Owner   string       `json:"owner"` // the node that says so
-	Node    bool         `json:"node"`  // a member of the mesh itself, by its certificate
-	Addrs   []netip.Addr `json:"addrs"` // without zones; in the order in which programs get them
-	Aliases []string     `json:"aliases,omitempty"`
+	Name    string            `json:"name"`  // relative to the zone, lower case: "bkero", "nas.bkero", "printer"
+	Owner   string            `json:"owner"` // the node that says so
+	Node    bool              `json:"node"`  // a member of the mesh itself, by its certificate
+	Addrs   []netip.Addr      `json:"addrs"` // without zones; in the order in which programs get them
+	Aliases []string          `json:"aliases,omitempty"`
+	Meta    map[string]string `json:"meta,omitempty"` // see CheckMeta
 }
 
 // Conflict is a host, an alias of one, or a group ("@name") that did not enter the View, and why.

@@ -198,49 +198,6 @@ func tell(cmd *cobra.Command, c api.Change) {
 	}
 }
 
-func (a *app) hostCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "host", Short: "add or remove names of hosts that are no nodes"}
-	var aliases []string
-	add := &cobra.Command{
-		Use: "add NAME ADDRESS…", Short: "give a name to addresses of the mesh", Args: cobra.MinimumNArgs(2),
-		Example: "  mesh host add printer 10.11.0.77\n  mesh host add nas.bkero 10.11.0.80",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			h := api.Host{Name: args[0], Aliases: aliases}
-			for _, s := range args[1:] {
-				x, err := netip.ParseAddr(s)
-				if err != nil {
-					return fmt.Errorf("%q is not an address", s)
-				}
-				h.Addrs = append(h.Addrs, x)
-			}
-			var c api.Change
-			if err := a.client().Do(cmd.Context(), "PUT", "/v1/hosts", h, &c); err != nil {
-				return err
-			}
-			tell(cmd, c)
-			return nil
-		},
-	}
-	add.Flags().StringSliceVar(&aliases, "alias", nil, "another `name` for it; may be given more than once")
-	rm := &cobra.Command{
-		Use: "rm NAME", Short: "remove a name that was added on this node", Args: cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeHosts(func(h api.Host) bool { return !h.Node }),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var c api.Change
-			if strings.ContainsAny(args[0], "/?#%") {
-				return fmt.Errorf("%q is not a name", args[0])
-			}
-			if err := a.client().Do(cmd.Context(), "DELETE", "/v1/hosts/"+args[0], nil, &c); err != nil {
-				return err
-			}
-			tell(cmd, c)
-			return nil
-		},
-	}
-	cmd.AddCommand(add, rm)
-	return cmd
-}
-
 func (a *app) snapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "snapshot", Short: "make or show a snapshot, the file that libnss_mesh reads, without a daemon"}
 	var out string

@@ -98,14 +98,15 @@ type Snapshot struct {
 
 // Host is a host of GET /v1/hosts, and the body of PUT, of which FQDN, Owner, Node, Names and Shared do not count.
 type Host struct {
-	Name    string       `json:"name"` // relative to the zone
-	FQDN    string       `json:"fqdn,omitempty"`
-	Owner   string       `json:"owner,omitempty"`
-	Node    bool         `json:"node"`
-	Addrs   []netip.Addr `json:"addrs"`
-	Aliases []string     `json:"aliases,omitempty"`
-	Names   []string     `json:"names,omitempty"`  // every form that programs find it by, the canonical one first
-	Shared  []netip.Addr `json:"shared,omitempty"` // those of Addrs that lead back to another host
+	Name    string            `json:"name"` // relative to the zone
+	FQDN    string            `json:"fqdn,omitempty"`
+	Owner   string            `json:"owner,omitempty"`
+	Node    bool              `json:"node"`
+	Addrs   []netip.Addr      `json:"addrs"`
+	Aliases []string          `json:"aliases,omitempty"`
+	Meta    map[string]string `json:"meta,omitempty"`   // what people and programs want to know of it
+	Names   []string          `json:"names,omitempty"`  // every form that programs find it by, the canonical one first
+	Shared  []netip.Addr      `json:"shared,omitempty"` // those of Addrs that lead back to another host
 }
 
 // Hosts is GET /v1/hosts.
@@ -164,45 +165,19 @@ const maxBody = 64 << 20
 // Client talks to meshd through the socket at Path.
 type Client struct{ Path string }
 
+// errNotRunning is wrapped where nobody answers at the socket.
+var errNotRunning = errors.New("meshd is not running")
+
 // Do sends body as JSON and reads the answer into out; either may be nil.
 func (c Client) Do(ctx context.Context, method, path string, body, out any) error {
-	var r io.Reader
-	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		r = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, r)
+	resp, done, err := c.send(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
-	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", c.Path)
-	}}
-	defer tr.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: tr}).Do(req)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("meshd is not running (nobody answers at %s): start it with `systemctl start meshd`, or run meshd", c.Path)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s may be used by root and the group mesh only: try sudo", c.Path)
-	case err != nil:
-		return fmt.Errorf("talking to meshd: %w", err)
-	}
-	defer resp.Body.Close()
+	defer done()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if err != nil {
 		return fmt.Errorf("talking to meshd: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		var e Error
-		if json.Unmarshal(b, &e) != nil || e.Message == "" {
-			e.Message = "meshd answered " + resp.Status
-		}
-		return errors.New(e.Message)
 	}
 	if out == nil {
 		return nil
@@ -211,4 +186,47 @@ func (c Client) Do(ctx context.Context, method, path string, body, out any) erro
 		return fmt.Errorf("meshd's answer: %w", err)
 	}
 	return nil
+}
+
+// send sends body as JSON, and returns an answer that is 200 and must be done with.
+func (c Client) send(ctx context.Context, method, path string, body any) (resp *http.Response, done func(), err error) {
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, nil, err
+		}
+		r = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", c.Path)
+	}}
+	resp, err = (&http.Client{Transport: tr}).Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
+		return nil, nil, fmt.Errorf("%w (nobody answers at %s): start it with `systemctl start meshd`, or run meshd", errNotRunning, c.Path)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, nil, fmt.Errorf("%s may be used by root and the group mesh only: try sudo", c.Path)
+	case err != nil:
+		return nil, nil, fmt.Errorf("talking to meshd: %w", err)
+	}
+	answer := resp.Body // resp is another when what is deferred runs
+	done = func() {
+		answer.Close()
+		tr.CloseIdleConnections()
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, done, nil
+	}
+	defer done()
+	var e Error
+	if json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e) != nil || e.Message == "" {
+		e.Message = "meshd answered " + resp.Status
+	}
+	return nil, nil, errors.New(e.Message)
 }

@@ -38,6 +38,7 @@ func example() Mesh {
 	public.Names = public.Names[:1]
 	m.Hosts.Hosts = []api.Host{shared, host("bkero", "bkero", "10.11.0.2 fd00:1::2"), public, host("nas.bkero", "bkero", "10.11.0.80 10.11.0.81 fd00:1::80"),
 		host("printer", "spencer", "10.11.0.77", "laser", "ink.spencer"), host("spencer", "spencer", "10.11.0.1 fd00:1::1")}
+	m.Hosts.Hosts[4].Meta = map[string]string{"location": "cellar, left", "on-call": `"{{ lookup('pipe', 'id') }}" \ <b>&`}
 	m.Groups = []api.Group{{Name: "big-iron", Owner: "bkero", Hosts: []string{"nas.bkero.mesh.internal"}},
 		{Name: "big.iron", Owner: "bkero", Hosts: []string{"nas.bkero.mesh.internal", "printer.mesh.internal"}}, {Name: "nobody", Owner: "bkero"}}
 	return m
@@ -195,7 +196,7 @@ func TestAnsibleReader(t *testing.T) {
 	if out := say(t, inventory, "-i", script, "--graph", "mesh_group_big_iron"); !strings.Contains(out, "printer.mesh.internal") || strings.Contains(out, "WARN") {
 		t.Error(out)
 	}
-	if out := say(t, inventory, "-i", script, "--host", "printer.mesh.internal"); !strings.Contains(out, `"mesh_name": "printer"`) {
+	if out := say(t, inventory, "-i", script, "--host", "printer.mesh.internal"); !strings.Contains(out, `"mesh_name": "printer"`) || !strings.Contains(out, `lookup('pipe', 'id')`) {
 		t.Error(out)
 	}
 }
@@ -212,7 +213,7 @@ func TestPrometheusReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	say(t, promtool, "check", "config", config)
-	if out := say(t, promtool, "check", "service-discovery", config, "mesh"); strings.Count(out, `"__address__"`) < 6 || !strings.Contains(out, `"instance": "nas.bkero.mesh.internal"`) {
+	if out := say(t, promtool, "check", "service-discovery", config, "mesh"); strings.Count(out, `"__address__"`) < 6 || !strings.Contains(out, `"__meta_mesh_meta_on_call"`) || !strings.Contains(out, `"instance": "nas.bkero.mesh.internal"`) {
 		t.Error(out)
 	}
 }

@@ -3,6 +3,7 @@
 package export
 
 import (
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -29,7 +30,7 @@ func ansible(m Mesh) map[string]any {
 	in := groupsOf(m)
 	for _, h := range m.Hosts.Hosts {
 		vars[h.FQDN] = map[string]any{"mesh_name": h.Name, "mesh_addrs": texts(h.Addrs), "mesh_owner": h.Owner, "mesh_node": h.Node,
-			"mesh_aliases": append([]string{}, h.Aliases...), "mesh_groups": append([]string{}, in[h.FQDN]...)}
+			"mesh_aliases": append([]string{}, h.Aliases...), "mesh_groups": append([]string{}, in[h.FQDN]...), "mesh_meta": unsafe(h.Meta)}
 		kind := "mesh_hosts"
 		if h.Node {
 			kind = "mesh_nodes"
@@ -46,6 +47,19 @@ func ansible(m Mesh) map[string]any {
 	out := map[string]any{"_meta": map[string]any{"hostvars": vars}}
 	for name, g := range groups {
 		out[name] = g
+	}
+	return out
+}
+
+// unsafe are metadata that Ansible does not take for templates, which could run programs where it runs: what has a brace is
+// marked as its AnsibleJSONDecoder knows it.
+func unsafe(meta map[string]string) map[string]any {
+	out := map[string]any{}
+	for k, v := range meta {
+		out[k] = v
+		if strings.Contains(v, "{") {
+			out[k] = map[string]string{"__ansible_unsafe": v}
+		}
 	}
 	return out
 }
@@ -70,6 +84,9 @@ func prometheus(m Mesh, port int) []target {
 		}
 		labels := map[string]string{"instance": h.FQDN, "__meta_mesh_name": h.Name, "__meta_mesh_owner": h.Owner, "__meta_mesh_node": strconv.FormatBool(h.Node),
 			"__meta_mesh_addrs": list(texts(h.Addrs)), "__meta_mesh_aliases": list(h.Aliases), "__meta_mesh_groups": list(in[h.FQDN])}
+		for _, k := range slices.Sorted(maps.Keys(h.Meta)) {
+			labels["__meta_mesh_meta_"+word(k)] = h.Meta[k]
+		}
 		out = append(out, target{[]string{net.JoinHostPort(h.Addrs[0].String(), strconv.Itoa(port))}, labels})
 	}
 	return out
