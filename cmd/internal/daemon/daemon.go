@@ -58,6 +58,7 @@ type daemon struct {
 	book     *join.Book
 	snap     snapshot
 	scripts  *scripts.Runner
+	watchers atomic.Int64
 
 	introducing sync.Mutex // held by introduce, so that no older state comes after a newer one
 

@@ -213,7 +213,7 @@ func TestPrometheusReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	say(t, promtool, "check", "config", config)
-	if out := say(t, promtool, "check", "service-discovery", config, "mesh"); strings.Count(out, `"__address__"`) < 6 || !strings.Contains(out, `"__meta_mesh_meta_on_call"`) || !strings.Contains(out, `"instance": "nas.bkero.mesh.internal"`) {
+	if out := say(t, promtool, "check", "service-discovery", "--timeout=3s", config, "mesh"); strings.Count(out, `"__address__"`) < 6 || !strings.Contains(out, `"__meta_mesh_meta_on_call"`) || !strings.Contains(out, `"instance": "nas.bkero.mesh.internal"`) {
 		t.Error(out)
 	}
 }
