@@ -21,6 +21,7 @@ func (d *daemon) handleHosts(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/hosts", answer(func(*http.Request) (any, error) { return d.hosts(), nil }))
 	mux.HandleFunc("GET /v1/hosts/{name}", answer(d.showHost))
 	mux.HandleFunc("GET /v1/watch", d.watch)
+	mux.HandleFunc("GET /v1/why/{name}", answer(d.why))
 	mux.HandleFunc("PUT /v1/hosts", answer(d.addHost))
 	mux.HandleFunc("PATCH /v1/hosts/{name}", answer(d.changeHost))
 	mux.HandleFunc("DELETE /v1/hosts/{name}", answer(d.removeHost))
