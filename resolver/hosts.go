@@ -30,16 +30,31 @@ func (r *Resolver) ChangeHost(ctx context.Context, name string, change func(Host
 	})
 }
 
-// mayHave reports whether this node may have a host.
+// mayHave reports whether this node may have a host, as far as is known.
 func (r *Resolver) mayHave(h Host) error {
+	if err := r.valid(h); err != nil {
+		return err
+	}
 	view := r.View()
+	for _, n := range append([]string{h.Name}, h.Aliases...) {
+		if other, _ := view.Lookup(n); other != nil && (other.Owner != h.Owner || other.Node) {
+			return fmt.Errorf("the name %s is %w: it belongs to %s", n, ErrTaken, other.Owner)
+		}
+	}
+	for _, a := range h.Addrs {
+		if other, _ := view.Reverse(a); other != nil && other.Owner != h.Owner {
+			return fmt.Errorf("address %s is %w: it belongs to %s", a, ErrTaken, view.FQDN(other))
+		}
+	}
+	return nil
+}
+
+// valid reports whether a host keeps to all bounds.
+func (r *Resolver) valid(h Host) error {
 	size := 0
 	for _, n := range append([]string{h.Name}, h.Aliases...) {
 		if err := CheckName(n, h.Owner); err != nil {
 			return err
-		}
-		if other, _ := view.Lookup(n); other != nil && (other.Owner != h.Owner || other.Node) {
-			return fmt.Errorf("the name %s is %w: it belongs to %s", n, ErrTaken, other.Owner)
 		}
 		size += namesSize(n, r.cfg.Zone)
 	}
@@ -49,17 +64,18 @@ func (r *Resolver) mayHave(h Host) error {
 	if err := checkAddrs(h.Addrs, r.cfg.Prefixes); err != nil {
 		return err
 	}
-	for _, a := range h.Addrs {
-		if other, _ := view.Reverse(a); other != nil && other.Owner != h.Owner {
-			return fmt.Errorf("address %s is %w: it belongs to %s", a, ErrTaken, view.FQDN(other))
-		}
-	}
 	return CheckMeta(h.Meta)
 }
 
 // RemoveHost removes a host that this node has added.
 func (r *Resolver) RemoveHost(ctx context.Context, name string) (landed bool, err error) {
 	other, _ := r.View().Lookup(name)
+	r.mu.Lock()
+	v := r.own.values[kindHosts+"/"+name]
+	r.mu.Unlock()
+	if v != nil && v.To != "" {
+		return false, fmt.Errorf("%s was given to %s: `mesh host give %s %s` takes it back, if %s has not taken it yet", name, v.To, name, r.cfg.Signer.Name(), v.To)
+	}
 	switch landed, added, err := r.unwant(ctx, kindHosts+"/"+name); {
 	case added:
 		return landed, err

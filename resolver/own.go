@@ -25,19 +25,21 @@ import (
 type ownState struct {
 	complete map[string]bool      // kinds of which values lists all: what it does not list is to be deleted from the store
 	values   map[string]*ownValue // by key below the node's name: "hosts/printer", "groups/friends"
+	taken    map[string]uint64    // what others gave to this node: key → sequence, so that it is taken once
 	addrs    []netip.Addr         // the node's own
 	record   []byte
 }
 
 // kinds of values that people add.
-var kinds = []string{kindHosts, kindGroups}
+var kinds = []string{kindHosts, kindGroups, kindNames}
 
 const (
 	kindHosts  = "hosts"
 	kindGroups = "groups"
+	kindNames  = "names" // that are kept
 )
 
-// ownValue is a host or a group.
+// ownValue is a host, a group or a kept name.
 type ownValue struct {
 	store.Value // without owner and sequence, which it gets when it is written
 	landed      bool
@@ -56,8 +58,11 @@ func (o *ownState) waiting() []string {
 	var out []string
 	for key, v := range o.values {
 		name := v.Name
-		if strings.HasPrefix(key, kindGroups) {
+		switch kind, _, _ := strings.Cut(key, "/"); kind {
+		case kindGroups:
 			name = "@" + name
+		case kindNames:
+			name += " (kept)"
 		}
 		if !v.landed {
 			out = append(out, name+": "+v.why())
@@ -69,9 +74,12 @@ func (o *ownState) waiting() []string {
 
 // ownList is own.json.
 type ownList struct {
-	Complete []string `json:"complete"` // kinds of which nothing is missing
-	Hosts    []Host   `json:"hosts"`
-	Groups   []Group  `json:"groups"`
+	Complete []string          `json:"complete"` // kinds of which nothing is missing
+	Hosts    []Host            `json:"hosts"`
+	Groups   []Group           `json:"groups"`
+	Names    []string          `json:"names"`        // that are kept
+	To       map[string]string `json:"to,omitempty"` // what is being given away: key → node
+	Taken    map[string]uint64 `json:"taken,omitempty"`
 }
 
 // UnmarshalJSON reads the form of before there were groups too: the list of hosts alone, which was complete.
@@ -85,7 +93,8 @@ func (l *ownList) UnmarshalJSON(b []byte) error {
 }
 
 func (l ownList) state() ownState {
-	o := ownState{complete: map[string]bool{}, values: map[string]*ownValue{}}
+	o := ownState{complete: map[string]bool{}, values: map[string]*ownValue{}, taken: map[string]uint64{}}
+	maps.Copy(o.taken, l.Taken)
 	for _, k := range l.Complete {
 		o.complete[k] = true
 	}
@@ -95,12 +104,20 @@ func (l ownList) state() ownState {
 	for _, g := range l.Groups {
 		o.values[kindGroups+"/"+g.Name] = &ownValue{Value: store.Value{Name: g.Name, Members: g.Members}}
 	}
+	for _, n := range l.Names {
+		o.values[kindNames+"/"+n] = &ownValue{Value: store.Value{Name: n}}
+	}
+	for key, to := range l.To {
+		if v := o.values[key]; v != nil {
+			v.To = to
+		}
+	}
 	return o
 }
 
 // said is what a value says, without when and by whom.
 func said(v store.Value) store.Value {
-	return store.Value{Name: v.Name, Addrs: v.Addrs, Aliases: v.Aliases, Members: v.Members, Meta: v.Meta}
+	return store.Value{Name: v.Name, Addrs: v.Addrs, Aliases: v.Aliases, Members: v.Members, Meta: v.Meta, To: v.To}
 }
 
 // valueOf is a host as it is kept.
@@ -110,14 +127,20 @@ func valueOf(h Host) store.Value {
 
 // saveOwn writes own.json. r.mu is held: the file is small and its order matters.
 func (r *Resolver) saveOwn() error {
-	l := ownList{Complete: slices.Sorted(maps.Keys(r.own.complete)), Hosts: []Host{}, Groups: []Group{}}
+	l := ownList{Complete: slices.Sorted(maps.Keys(r.own.complete)), Hosts: []Host{}, Groups: []Group{}, Names: []string{}, To: map[string]string{}, Taken: r.own.taken}
 	for _, key := range slices.Sorted(maps.Keys(r.own.values)) {
 		v := r.own.values[key].Value
 		v.Owner = r.cfg.Signer.Name()
-		if strings.HasPrefix(key, kindHosts) {
+		switch kind, _, _ := strings.Cut(key, "/"); kind {
+		case kindHosts:
 			l.Hosts = append(l.Hosts, hostOf(v))
-		} else {
+		case kindGroups:
 			l.Groups = append(l.Groups, groupOf(v))
+		case kindNames:
+			l.Names = append(l.Names, v.Name)
+		}
+		if v.To != "" {
+			l.To[key] = v.To
 		}
 	}
 	if err := writeJSON(r.ownFile(), l); err != nil {
@@ -296,7 +319,11 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("the store is %s", r.state.State)
 	}
 	self := r.cfg.Signer.Name()
-	if err := r.adopt(); err != nil {
+	err := r.adopt()
+	if err == nil && r.accept() {
+		err = r.saveOwn()
+	}
+	if err != nil {
 		r.mu.Unlock()
 		return 0, err
 	}
@@ -323,8 +350,14 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 	}
 	for key, v := range want {
 		rev, err := r.publish(ctx, key, v.Value)
+		done := v.To != "" && errors.Is(err, ErrTaken) && r.parted(ctx, v.Value)
 		r.mu.Lock()
 		v.landed, v.err = err == nil, err
+		if done && r.own.values[key] == v {
+			delete(r.own.values, key)
+			gone = append(gone, key)
+			note(0, r.saveOwn())
+		}
 		r.mu.Unlock()
 		if !errors.Is(err, ErrTaken) {
 			note(rev, err)
@@ -381,7 +414,7 @@ func (r *Resolver) put(ctx context.Context, key string, v store.Value, conds []s
 
 // same reports whether two values say the same, whenever they were said.
 func same(a, b store.Value) bool {
-	return a.Owner == b.Owner && a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Aliases, b.Aliases) &&
+	return a.Owner == b.Owner && a.Name == b.Name && a.To == b.To && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Aliases, b.Aliases) &&
 		slices.Equal(a.Members, b.Members) && maps.Equal(a.Meta, b.Meta) && bytes.Equal(a.Record, b.Record)
 }
 
@@ -420,14 +453,14 @@ func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int6
 	var conds []store.Cond
 	var more []store.Op
 	for _, c := range r.claims(key, v) {
-		rev, mine, err := r.free(ctx, c.key, c.what)
+		rev, held, err := r.free(ctx, c.key, c.what)
 		if err != nil {
 			return 0, err
 		}
-		if mine {
+		if held.Owner == r.cfg.Signer.Name() && held.To == v.To {
 			continue
 		}
-		b, err := store.Seal(c.key, store.Value{Seq: uint64(time.Now().UnixMilli()), Name: v.Name}, r.cfg.Signer)
+		b, err := store.Seal(c.key, store.Value{Seq: max(uint64(time.Now().UnixMilli()), held.Seq+1), Name: v.Name, To: v.To}, r.cfg.Signer)
 		if err != nil {
 			return 0, err
 		}
@@ -454,7 +487,7 @@ func (r *Resolver) inPlace(key string, v store.Value) (rev int64, ok bool) {
 	}
 	for _, c := range claims {
 		x := r.values[c.key]
-		if x == nil || x.err != nil || x.refused != nil || x.val.Owner != v.Owner || x.val.For != "" {
+		if x == nil || x.err != nil || x.refused != nil || x.val.Owner != v.Owner || x.val.To != v.To || x.val.For != "" {
 			return 0, false
 		}
 	}
@@ -470,41 +503,55 @@ func (r *Resolver) giveUp(ctx context.Context, key string, old []byte) (ops []st
 	r.mu.Lock()
 	want := maps.Clone(r.own.values)
 	r.mu.Unlock()
-	needed := map[string]bool{}
-	for k, x := range want {
-		for _, c := range r.claims(k, x.Value) {
-			needed[c.key] = true
+	spare := map[string]bool{}
+	for _, c := range r.claims(key, v) {
+		spare[c.key] = true
+	}
+	need := func(key string) {
+		if x := want[key]; x != nil && len(spare) > 0 {
+			for _, c := range r.claims(key, x.Value) {
+				delete(spare, c.key)
+			}
 		}
 	}
-	_, name, _ := strings.Cut(key, "/")
-	for _, c := range r.claims(key, v) {
-		if !needed[c.key] {
-			ops = append(ops, r.ownClaim(ctx, c.key, name)...)
-		}
+	need(key) // first: most changes leave nothing to spare
+	for k := range want {
+		need(k)
+	}
+	for _, c := range slices.Sorted(maps.Keys(spare)) {
+		ops = append(ops, r.ownClaim(ctx, c)...)
 	}
 	return ops
 }
 
-// free reports whether a claim can be made at revision rev, or is ours already. The error wraps ErrTaken otherwise.
-func (r *Resolver) free(ctx context.Context, key, what string) (rev int64, mine bool, err error) {
+// free reports whether a claim can be made, or changed, at revision rev. held is what is there and may be replaced: our own,
+// or one that is given to us; zero for none. The error wraps ErrTaken where it is somebody else's.
+func (r *Resolver) free(ctx context.Context, key, what string) (rev int64, held store.Value, err error) {
+	none := store.Value{}
 	kv, err := r.cfg.Store.Get(ctx, key)
 	if err != nil || kv.Modified == 0 {
-		return 0, false, err
+		return 0, none, err
 	}
+	self := r.cfg.Signer.Name()
 	v, err := store.Open(key, kv.Value, r.cfg.Verifier)
 	switch {
+	case err == nil && v.For == "" && (v.Owner == self || v.To == self):
+		return kv.Modified, v, nil
+	case r.stolen(key, kv): // deleted first: a key that is created anew is a new claim, for those too who have seen only the other
+		_, err := r.cfg.Store.Commit(ctx, []store.Cond{{Key: key, Rev: kv.Modified}}, []store.Op{{Key: key}})
+		return 0, none, err
 	case errors.Is(err, store.ErrUnknownOwner):
-		return 0, false, fmt.Errorf("%s is %w: %s holds it, a node that is not known here yet", what, ErrTaken, v.Owner)
+		return 0, none, fmt.Errorf("%s is %w: %s holds it, a node that is not known here yet", what, ErrTaken, v.Owner)
 	case err != nil: // nobody's: whoever wrote it is no member
-		return kv.Modified, false, nil
+		return kv.Modified, none, nil
 	case v.Expires != nil && time.Now().After(*v.Expires):
-		return kv.Modified, false, nil
+		return kv.Modified, none, nil
 	case v.For != "":
-		return 0, false, fmt.Errorf("%s is %w: %s has promised it to %s", what, ErrTaken, v.Owner, v.For)
-	case v.Owner == r.cfg.Signer.Name():
-		return kv.Modified, true, nil
+		return 0, none, fmt.Errorf("%s is %w: %s has promised it to %s", what, ErrTaken, v.Owner, v.For)
+	case v.To != "":
+		return 0, none, fmt.Errorf("%s is %w: it belongs to %s, to whom %s has given it", what, ErrTaken, v.To, v.Owner)
 	}
-	return 0, false, fmt.Errorf("%s is %w: it belongs to %s", what, ErrTaken, v.Owner)
+	return 0, none, fmt.Errorf("%s is %w: it belongs to %s", what, ErrTaken, v.Owner)
 }
 
 // withdraw deletes a value of ours and the claims that went with it.
@@ -518,13 +565,13 @@ func (r *Resolver) withdraw(ctx context.Context, key string) (int64, error) {
 	return r.cfg.Store.Commit(ctx, []store.Cond{{Key: full, Rev: kv.Modified}}, ops)
 }
 
-// ownClaim is the deletion of a claim, if we hold it for what has this name.
-func (r *Resolver) ownClaim(ctx context.Context, key, name string) []store.Op {
+// ownClaim is the deletion of a claim, if we hold it.
+func (r *Resolver) ownClaim(ctx context.Context, key string) []store.Op {
 	kv, err := r.cfg.Store.Get(ctx, key)
 	if err != nil || kv.Modified == 0 {
 		return nil
 	}
-	if v, err := store.Open(key, kv.Value, r.cfg.Verifier); err != nil || v.Owner != r.cfg.Signer.Name() || v.Name != name || v.For != "" {
+	if v, err := store.Open(key, kv.Value, r.cfg.Verifier); err != nil || v.Owner != r.cfg.Signer.Name() || v.For != "" {
 		return nil
 	}
 	return []store.Op{{Key: key}}
@@ -554,8 +601,8 @@ func (r *Resolver) ClaimNode(ctx context.Context, name string, addr netip.Addr, 
 			return fmt.Errorf("address %s is %w: it belongs to %s", a, ErrTaken, r.View().FQDN(h))
 		}
 		key := store.AddrClaimKey(a.String())
-		rev, mine, err := r.free(ctx, key, "address "+a.String())
-		if err == nil && mine {
+		rev, held, err := r.free(ctx, key, "address "+a.String())
+		if err == nil && held.Owner != "" {
 			err = fmt.Errorf("address %s is %w: it was added here", a, ErrTaken)
 		}
 		if err != nil {

@@ -70,7 +70,8 @@ type value struct {
 	val store.Value
 	err error // nil: verified; ErrUnknownOwner and ErrEvicted: to be tried again when nodes change
 
-	refused error // why a later value of the store was not taken in place of this one; nil: this is what the store has
+	later   store.KV // what the store has instead, where it was not taken in place of this one
+	refused error    // why a later value of the store was not taken in place of this one; nil: this is what the store has
 }
 
 // bad is why what the store has under the key is not accepted, other than that its owner is not, or no more, a member.
@@ -150,6 +151,11 @@ func (r *Resolver) SetNodes(nodes []Node) {
 		o := v.val.Owner
 		if (errors.Is(v.err, store.ErrUnknownOwner) || errors.Is(v.err, store.ErrEvicted)) && now[o].Name != "" || now[o].Key != r.nodes[o].Key {
 			r.check(key, v)
+			if v.err != nil && v.refused != nil { // its owner has gone, and with it what stood against the later one
+				v = &value{kv: v.later}
+				r.check(key, v)
+				r.values[key] = v
+			}
 		}
 	}
 	r.nodes = now
@@ -262,7 +268,7 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 	r.mu.Lock()
 	for _, c := range changes {
 		old, self := r.values[c.Key], r.cfg.Signer.Name()
-		if strings.HasPrefix(c.Key, self+"/") || old != nil && old.val.Owner == self {
+		if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
 			poke(r.behind) // somebody, perhaps another than us, has changed what is ours, or a claim that was
 		}
 		if c.Deleted {
@@ -275,9 +281,15 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		}
 		v := &value{kv: c.KV}
 		r.check(c.Key, v)
+		if v.val.To == self {
+			poke(r.behind) // something is given to us
+		}
+		if err := handedOver(c.Key, old, v); err != nil {
+			v.err = err
+		}
 		if old != nil && old.err == nil && v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) && !errors.Is(v.err, store.ErrEvicted) {
 			r.cfg.Log.Warn("a changed value in the store is not accepted; the last good one stays", "key", c.Key, "err", v.err)
-			old.refused = v.err
+			old.refused, old.later = v.err, c.KV
 			continue
 		}
 		r.values[c.Key] = v
@@ -332,16 +344,13 @@ func (r *Resolver) published() (hosts []Static, groups []StaticGroup) {
 		if v.err != nil {
 			continue
 		}
-		standing := func(claimKey string) Standing {
-			c := r.values[claimKey]
-			return Standing{Created: v.kv.Created,
-				Claimed: c != nil && c.err == nil && c.val.Owner == v.val.Owner && c.val.For == ""}
-		}
 		switch key {
 		case store.HostKey(v.val.Owner, v.val.Name):
-			hosts = append(hosts, Static{hostOf(v.val), standing(store.NameClaimKey(v.val.Name))})
+			if h, ok := r.static(v); ok {
+				hosts = append(hosts, h)
+			}
 		case store.GroupKey(v.val.Owner, v.val.Name):
-			groups = append(groups, StaticGroup{groupOf(v.val), standing(store.GroupClaimKey(v.val.Name))})
+			groups = append(groups, StaticGroup{groupOf(v.val), Standing{Created: v.kv.Created, Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
 		}
 	}
 	return hosts, groups

@@ -46,6 +46,7 @@ func (s Said) At() time.Time { return time.UnixMilli(int64(s.Seq)) }
 type Claim struct {
 	Key      string
 	Owner    string
+	To       string     // the node that it is given to
 	For      string     // the node that it is promised to
 	Expires  *time.Time // of a promise
 	Modified int64
@@ -105,7 +106,7 @@ func (r *Resolver) Trace(asked string) Trace {
 			key = store.AddrClaimKey(n)
 		}
 		if c := r.values[key]; c != nil {
-			t.Claims = append(t.Claims, Claim{key, c.val.Owner, c.val.For, c.val.Expires, c.kv.Modified, c.bad()})
+			t.Claims = append(t.Claims, Claim{key, c.val.Owner, c.val.To, c.val.For, c.val.Expires, c.kv.Modified, c.bad()})
 		}
 	}
 	for key, x := range r.values {

@@ -23,7 +23,7 @@ func (a *app) hostCommand() *cobra.Command {
 		Use: "host", Short: "names of hosts that are no nodes",
 		Long: "Names hosts that run no daemon of ours, like printers, and adds names to addresses of this node. A host belongs to the node on which it was added, and is changed there.",
 	}
-	cmd.AddCommand(a.hostAddCommand(), a.hostSetCommand(), a.hostRemoveCommand(), a.hostAliasCommand(), a.hostShowCommand())
+	cmd.AddCommand(a.hostAddCommand(), a.hostSetCommand(), a.hostRemoveCommand(), a.hostAliasCommand(), a.hostShowCommand(), a.hostClaimCommand(), a.hostReleaseCommand(), a.hostGiveCommand())
 	return cmd
 }
 

@@ -169,6 +169,9 @@ func showAnswer(w io.Writer, p func(colour, s string) string, y api.Why, line fu
 	}
 	for _, c := range y.Claims {
 		text := fmt.Sprintf("%s is claimed by %s, since revision %d", c.What, c.Owner, c.Modified)
+		if c.To != "" {
+			text = fmt.Sprintf("%s was given by %s to %s at revision %d, which has not taken it yet", c.What, c.Owner, c.To, c.Modified)
+		}
 		if c.For != "" && c.Expires != nil {
 			text = fmt.Sprintf("%s was promised by %s to %s, which was invited, until %s", c.What, c.Owner, c.For, stamp(*c.Expires))
 		}

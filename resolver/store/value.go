@@ -25,6 +25,7 @@ type Value struct {
 	Aliases []string          `json:"aliases,omitempty"` // of a host
 	Members []string          `json:"members,omitempty"` // of a group: hosts relative to the zone, and other groups as "@NAME"
 	Meta    map[string]string `json:"meta,omitempty"`    // of a host: what people and programs want to know of it
+	To      string            `json:"to,omitempty"`      // of a host, a kept name, and the claims of both: the node that its owner gives it to
 	Record  []byte            `json:"record,omitempty"`  // of a node: its node record, which carries the certificate
 	For     string            `json:"for,omitempty"`     // of an address claim: the invited node
 	Expires *time.Time        `json:"expires,omitempty"` // of a claim for an invitation: afterwards anybody may take it over

@@ -51,6 +51,7 @@ type Record struct {
 type Claim struct {
 	What     string     `json:"what"` // the name or address
 	Owner    string     `json:"owner"`
+	To       string     `json:"to,omitempty"`  // the node that the owner has given it to, which has not taken it yet
 	For      string     `json:"for,omitempty"` // the invited node that it is promised to
 	Expires  *time.Time `json:"expires,omitempty"`
 	Modified int64      `json:"modified"`

@@ -43,6 +43,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return d.status(), nil }))
 	d.handleHosts(mux)
+	d.handleNames(mux)
 	mux.HandleFunc("GET /v1/groups", answer(func(*http.Request) (any, error) { return d.groups(), nil }))
 	mux.HandleFunc("PUT /v1/groups", answer(d.addGroup))
 	mux.HandleFunc("DELETE /v1/groups/{name}", answer(d.removeGroup))

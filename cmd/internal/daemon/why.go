@@ -44,7 +44,7 @@ func (d *daemon) explain(asked string) api.Why {
 		out.Said = &api.Said{Key: s.Key, Owner: s.Owner, Sequence: s.Seq, At: s.At(), Created: s.Created, Modified: s.Modified}
 	}
 	for _, x := range t.Claims {
-		out.Claims = append(out.Claims, api.Claim{What: path.Base(x.Key), Owner: x.Owner, For: x.For, Expires: x.Expires, Modified: x.Modified, Void: text(x.Err)})
+		out.Claims = append(out.Claims, api.Claim{What: path.Base(x.Key), Owner: x.Owner, To: x.To, For: x.For, Expires: x.Expires, Modified: x.Modified, Void: text(x.Err)})
 	}
 	for _, x := range t.Lost {
 		out.Lost = append(out.Lost, api.Lost{Name: x.Name, Owner: x.Owner, Reason: x.Reason})
