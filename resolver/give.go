@@ -38,6 +38,15 @@ func (r *Resolver) holder(claimKey string) string {
 	return c.val.Owner
 }
 
+// giver is the node that has given a name to another, which has not taken it yet; "" for none. r.mu is held.
+func (r *Resolver) giver(name string) string {
+	c := r.values[store.NameClaimKey(name)]
+	if c == nil || c.err != nil || c.val.To == "" {
+		return ""
+	}
+	return c.val.Owner
+}
+
 // static is a host as a value says it. r.mu is held.
 func (r *Resolver) static(v *value) (s Static, ok bool) {
 	s = Static{Host: hostOf(v.val), Standing: Standing{Created: v.kv.Created}}
@@ -48,16 +57,17 @@ func (r *Resolver) static(v *value) (s Static, ok bool) {
 		}
 		s.Owner = to
 	}
-	s.Claimed = r.holder(store.NameClaimKey(s.Name)) == s.Owner
-	for _, n := range append([]string{s.Name}, s.Aliases...) {
-		by := r.holder(store.NameClaimKey(n))
-		if by == "" || by == s.Owner || r.values[store.NameClaimKey(n)].kv.Created >= v.kv.Created {
-			continue
+	for i, n := range append([]string{s.Name}, s.Aliases...) {
+		key := store.NameClaimKey(n)
+		switch by := r.holder(key); {
+		case by == s.Owner:
+			s.Claimed = s.Claimed || i == 0
+		case by != "" && r.values[key].kv.Created < v.kv.Created:
+			if s.Taken == nil {
+				s.Taken = map[string]string{}
+			}
+			s.Taken[n] = by
 		}
-		if s.Taken == nil {
-			s.Taken = map[string]string{}
-		}
-		s.Taken[n] = by
 	}
 	return s, true
 }

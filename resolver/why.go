@@ -133,6 +133,10 @@ func (r *Resolver) Trace(asked string) Trace {
 func (r *Resolver) saidOf(h *Host) *Said {
 	key := store.HostKey(h.Owner, h.Name)
 	v := r.values[key]
+	if by := r.giver(h.Name); by != "" {
+		key = store.HostKey(by, h.Name)
+		v = r.values[key]
+	}
 	if v == nil || v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) {
 		return nil
 	}

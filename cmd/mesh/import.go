@@ -121,6 +121,7 @@ func (i *imports) show(w io.Writer, lines []migrate.Line) {
 	}
 	words := map[migrate.Done]string{migrate.Take: took, migrate.There: "there", migrate.Leave: "left"}
 	colours := map[migrate.Done]string{migrate.Take: green, migrate.There: dim, migrate.Leave: yellow}
+	width := max(len(took), len("there"))
 	where, count := 0, map[migrate.Done]int{}
 	for _, l := range lines {
 		where = max(where, len(whereOf(l)))
@@ -131,7 +132,7 @@ func (i *imports) show(w io.Writer, lines []migrate.Line) {
 		if l.Why != "" {
 			text += p(dim, ": "+l.Why)
 		}
-		fmt.Fprintf(w, "%s  %-*s  %s\n", p(colours[l.Done], fmt.Sprintf("%-*s", len(took), words[l.Done])), where, whereOf(l), text)
+		fmt.Fprintf(w, "%s  %-*s  %s\n", p(colours[l.Done], fmt.Sprintf("%-*s", width, words[l.Done])), where, whereOf(l), text)
 	}
 	fmt.Fprintf(w, "%s %d, there already %d, left %d\n", took, count[migrate.Take], count[migrate.There], count[migrate.Leave])
 }

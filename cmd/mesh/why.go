@@ -148,7 +148,7 @@ func showAnswer(w io.Writer, p func(colour, s string) string, y api.Why, line fu
 		fmt.Fprintf(w, "%s  is %s: it exists, and has no address\n", p(bold, y.Asked), formWords[y.Form])
 	}
 	if h != nil {
-		owner := h.Owner + ", on which it was added"
+		owner := h.Owner
 		if h.Node {
 			owner = "itself, a node"
 		}

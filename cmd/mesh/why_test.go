@@ -30,7 +30,7 @@ func TestShowWhy(t *testing.T) {
 		{"all is well", whyAll{api.Why{Asked: "printer", Form: "short name", Host: printer, Source: "store", Said: said, Store: ok, Claims: []api.Claim{{What: "printer", Owner: "nibz", Modified: 6}}}, told}, `
 printer  is printer.mesh.internal, 10.11.0.77
 asked as   its short name
-owner      nibz, on which it was added
+owner      nibz
 said by    nibz/hosts/printer in the store, signed by nibz
            revision 7, sequence 42 of 5 min ago
 fresh      as of now: the store is followed, at revision 9
@@ -52,7 +52,7 @@ snapshot   says bkero.mesh.internal, made 3 min ago at revision 0: as it should
 			programs{Created: min(100), Name: printer.FQDN, Addrs: bkero.Addrs, File: []string{"192.0.2.1"}}}, `
 printer  is printer.mesh.internal, 10.11.0.77
 asked as   its short name
-owner      nibz, on which it was added
+owner      nibz
 said by    nibz/hosts/printer in the store, signed by nibz
            revision 7, sequence 42 of 5 min ago
 fresh      as it was kept on disk, at revision 7: the store is unreachable since meshd began, 1 h ago
@@ -66,7 +66,7 @@ snapshot   says 10.11.0.2, made 1 h ago at revision 0
 		{"behind", whyAll{api.Why{Asked: "printer", Form: "short name", Host: printer, Source: "store", Store: api.Store{State: "unreachable", Since: min(1), Revision: 7, Error: "nobody answers"}}, programs{Created: min(3)}}, `
 printer  is printer.mesh.internal, 10.11.0.77
 asked as   its short name
-owner      nibz, on which it was added
+owner      nibz
 fresh      as of 1 min ago, at revision 7: the store is unreachable: nobody answers
 snapshot   does not have it, made 3 min ago at revision 0: it is behind; if it stays so, ` + "`mesh doctor`" + ` says why
 `},
