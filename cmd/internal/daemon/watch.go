@@ -32,7 +32,7 @@ func (d *daemon) watch(w http.ResponseWriter, r *http.Request) {
 	}
 	defer d.watchers.Add(-1)
 	stream := http.NewResponseController(w)
-	if err := stream.SetReadDeadline(time.Time{}); err != nil { // of the server, after which the client would count as gone
+	if err := stream.SetReadDeadline(time.Time{}); err != nil { // the server's limits are for requests
 		refuse(err)
 		return
 	}

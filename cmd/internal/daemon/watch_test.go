@@ -5,9 +5,12 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -108,4 +111,44 @@ func TestWatchSlowly(t *testing.T) {
 			t.Errorf("one too many: %d %s", w.Code, w.Body)
 		}
 	})
+}
+
+// TestWatchStays watches through a server whose limits for a request have long passed: they do not hold for a stream.
+func TestWatchStays(t *testing.T) {
+	d := names(t, t.TempDir(), new(storetest.Memory))
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	d.handleHosts(mux)
+	const limit = 50 * time.Millisecond
+	srv := &http.Server{Handler: mux, ReadTimeout: limit, WriteTimeout: limit}
+	ended := make(chan struct{})
+	go func() { srv.Serve(l); close(ended) }()
+	defer func() { srv.Close(); <-ended }()
+	stop := errors.New("seen enough")
+	begun := make(chan struct{})
+	watched := make(chan error, 1)
+	go func() {
+		watched <- api.Client{Path: path}.Watch(t.Context(), func(e api.Event) error {
+			switch {
+			case e.Kind == api.Ready:
+				close(begun)
+			case e.Kind == api.Added && e.Host.Name == "printer":
+				return stop
+			}
+			return nil
+		})
+	}()
+	<-begun
+	late := time.NewTimer(6 * limit) // the limits are of real time
+	<-late.C
+	if _, err := d.names.AddHost(t.Context(), resolver.Host{Name: "printer", Addrs: as("10.11.0.77")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-watched; !errors.Is(err, stop) {
+		t.Errorf("the stream ended: %v", err)
+	}
 }
