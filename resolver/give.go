@@ -23,7 +23,7 @@ import (
 // A value with "to" counts for nothing without the giver's claim with the same "to", so what the giver leaves behind does
 // not come back. Until the receiver has taken it, the giver can take it back.
 
-// mostTaken bounds what a node takes from others without being asked.
+// mostTaken bounds what a node takes from one other without being asked.
 const mostTaken = 1000
 
 // holder is whose a claim is: "" where there is none that counts, or where it is only a promise. r.mu is held.
@@ -192,6 +192,11 @@ func shortName(name string) error {
 // should be; what it needs is claimed when it is written. r.mu is held.
 func (r *Resolver) accept() (changed bool) {
 	self := r.cfg.Signer.Name()
+	given := map[string]int{} // by giver
+	for key := range r.own.taken {
+		giver, _, _ := strings.Cut(key, "/")
+		given[giver]++
+	}
 	for key, x := range r.values {
 		giver, rest, _ := strings.Cut(key, "/")
 		kind, name, _ := strings.Cut(rest, "/")
@@ -210,15 +215,19 @@ func (r *Resolver) accept() (changed bool) {
 			h.Owner = self
 			err = r.valid(h)
 		}
-		if len(r.own.taken) >= mostTaken {
-			err = fmt.Errorf("this node was given %d names already", mostTaken)
+		if _, again := r.own.taken[key]; !again {
+			if given[giver] >= mostTaken {
+				continue
+			}
+			given[giver]++
 		}
+		r.own.taken[key], changed = x.val.Seq, true // also of what is not taken, so that it is said once
 		if err != nil {
 			r.cfg.Log.Warn("something that was given to this node is not taken", "key", key, "err", err)
 			continue
 		}
 		r.cfg.Log.Info("something was given to this node", "key", key)
-		r.own.values[rest], r.own.taken[key], changed = &ownValue{Value: v}, x.val.Seq, true
+		r.own.values[rest] = &ownValue{Value: v}
 	}
 	return changed
 }

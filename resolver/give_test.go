@@ -4,6 +4,7 @@ package resolver
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -385,11 +386,21 @@ func TestGiftsWithoutEnd(t *testing.T) {
 			t.Errorf("taken: %v", k)
 		}
 		for i := range mostTaken + 50 {
-			gift("g" + strings.Repeat("a", i%50) + strings.Repeat("b", i/50))
+			gift(fmt.Sprintf("g%d", i))
 		}
 		settle()
-		if n := len(b.Kept()); n != mostTaken {
+		if n := len(b.Kept()); n != mostTaken-3 {
 			t.Errorf("%d names were taken", n)
+		}
+		c, stopC := start(t, dir("c"), "spencer", &st)
+		defer stopC()
+		c.KeepName(t.Context(), "fine")
+		if _, err := c.GiveName(t.Context(), "fine", "nibz"); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		if k := b.Kept(); !slices.Contains(k, [2]string{"fine", ""}) {
+			t.Error("what another gives is not taken any more")
 		}
 	})
 }

@@ -9,6 +9,9 @@ import (
 	"mesh.internal/mesh/resolver/store"
 )
 
+// mostParts bounds the aliases and addresses of a host, each of which may have a claim: etcd takes 128 operations at once.
+const mostParts = 120
+
 // AddHost adds a host below this node's ownership, or puts it in the place of one that it has; see ChangeHost.
 func (r *Resolver) AddHost(ctx context.Context, h Host) (landed bool, err error) {
 	return r.ChangeHost(ctx, h.Name, func(Host) (Host, error) { return h, nil })
@@ -60,6 +63,9 @@ func (r *Resolver) valid(h Host) error {
 	}
 	if size > maxNames {
 		return fmt.Errorf("%s has too many aliases: %d bytes in all their forms, at most %d", h.Name, size, maxNames)
+	}
+	if n := len(h.Aliases) + len(h.Addrs); n > mostParts {
+		return fmt.Errorf("%s has %d aliases and addresses, at most %d together are allowed", h.Name, n, mostParts)
 	}
 	if err := checkAddrs(h.Addrs, r.cfg.Prefixes); err != nil {
 		return err

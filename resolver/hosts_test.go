@@ -196,3 +196,32 @@ func TestManyHosts(t *testing.T) {
 		}
 	})
 }
+
+// TestMostParts has a host with as many claims as there may be, and changes all of them at once.
+func TestMostParts(t *testing.T) {
+	run(t, func(t *testing.T, dir func(string) string) {
+		var st storetest.Memory
+		a, stopA := start(t, dir("a"), "nibz", &st)
+		defer stopA()
+		parts := func(from, n int) Host {
+			h := Host{Name: "printer"}
+			for i := range n {
+				h.Addrs = append(h.Addrs, netip.AddrFrom4([4]byte{10, 11, 7, byte(from + i)}))
+				h.Aliases = append(h.Aliases, fmt.Sprintf("a%d", from+i))
+			}
+			return h
+		}
+		for _, h := range []Host{parts(1, mostParts/2), parts(100, mostParts/2), parts(150, 3)} {
+			if landed, err := a.AddHost(t.Context(), h); !landed || err != nil {
+				t.Fatal(landed, err)
+			}
+			settle()
+			if n := len(keys(t, &st, "_claims/")); n != 1+len(h.Addrs)+len(h.Aliases) {
+				t.Errorf("%d claims for %d aliases and addresses", n, len(h.Addrs)+len(h.Aliases))
+			}
+		}
+		if _, err := a.AddHost(t.Context(), parts(1, mostParts/2+1)); err == nil || !strings.Contains(err.Error(), "together") {
+			t.Errorf("one too many: %v", err)
+		}
+	})
+}

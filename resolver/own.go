@@ -470,8 +470,15 @@ func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int6
 	if err != nil {
 		return 0, err
 	}
-	more = append(more, r.giveUp(ctx, key, old.Value)...)
-	return r.put(ctx, full, v, conds, more)
+	spare := r.giveUp(ctx, key, old.Value)
+	if len(more)+len(spare) <= mostParts {
+		more, spare = append(more, spare...), nil
+	}
+	rev, err := r.put(ctx, full, v, conds, more)
+	if err == nil && len(spare) > 0 { // too much for one transaction: nothing but that they are free comes later
+		rev, err = r.cfg.Store.Commit(ctx, nil, spare)
+	}
+	return rev, err
 }
 
 // inPlace reports whether the store has a value of ours and all its claims, as far as it was followed: then there is nothing

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/netip"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Hosts reads hosts(5). Unlike nss.ParseHosts it goes on after a line that it does not understand.
@@ -49,10 +51,10 @@ func Hosts(r io.Reader, file string) (Found, error) {
 	return out, nil
 }
 
-// clean is text that may be shown on a terminal: of one line, without control characters, not too long.
+// clean is text that may be shown on a terminal: of one line, with what can be printed only, not too long.
 func clean(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 || r == '\ufffd' {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
 			return '?'
 		}
 		return r
