@@ -24,7 +24,7 @@ func (a *app) hostsCommand() *cobra.Command {
 		Use: "hosts", Short: "list every name of the mesh, also in the forms of other programs", Args: cobra.NoArgs,
 		Long: "Lists every name of the mesh: as a table, or for other programs. hosts is the syntax of /etc/hosts; zone a zone file; ssh-config something to Include in ~/.ssh/config; " +
 			"ansible what a dynamic inventory prints, so a script that runs this is one; prometheus-sd what file_sd_configs read and http_sd_configs fetch.",
-		Example: "  mesh hosts --format hosts >>/etc/hosts\n  mesh hosts --format zone >/etc/bind/mesh.internal\n  mesh hosts --format zone --reverse 10.11.0.0/16 >/etc/bind/11.10.in-addr.arpa\n" +
+		Example: "  mesh hosts --format hosts >/etc/dnsmasq.mesh\n  mesh hosts --format zone >/etc/bind/mesh.internal\n  mesh hosts --format zone --reverse 10.11.0.0/16 >/etc/bind/11.10.in-addr.arpa\n" +
 			"  mesh hosts --format ssh-config >~/.ssh/mesh\n  mesh hosts --format prometheus-sd --port 9100 >/etc/prometheus/mesh.json",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if format != "table" && !slices.Contains(export.Formats, format) {

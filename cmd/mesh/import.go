@@ -22,11 +22,8 @@ func (a *app) importCommand() *cobra.Command {
 		Long: "Adds hosts on this node from a hosts file or from a configuration of tinc, and says of each line what was taken and, of what was left, why. Done again, it finds everything there.",
 	}
 	var dry, asJSON bool
-	f := cmd.PersistentFlags()
-	f.BoolVarP(&dry, "dry-run", "n", false, "change nothing, say what would be done")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
 	add := func(use, short, long, example string, read func(*cobra.Command, string) (migrate.Found, error)) {
-		cmd.AddCommand(&cobra.Command{
+		sub := &cobra.Command{
 			Use: use, Short: short, Long: long, Example: example, Args: cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				found, err := read(cmd, args[0])
@@ -51,7 +48,10 @@ func (a *app) importCommand() *cobra.Command {
 				}
 				return err
 			},
-		})
+		}
+		sub.Flags().BoolVarP(&dry, "dry-run", "n", false, "change nothing, say what would be done")
+		sub.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+		cmd.AddCommand(sub)
 	}
 	add("hosts FILE", "add hosts from a file in the syntax of /etc/hosts",
 		"Adds hosts from a file in the syntax of /etc/hosts; - is standard input. Of a line's names the first one that this node may have becomes the host's, others become aliases; names outside the mesh's zone and addresses outside the mesh are left.",
