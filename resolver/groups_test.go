@@ -308,9 +308,21 @@ func TestHostileGroups(t *testing.T) {
 		if kv, _ := st.Get(t.Context(), "_claims/groups/shared"); kv.Modified == 0 {
 			t.Error("a claim that somebody deleted was not put back")
 		}
-		// The store lets it take the claim on a shared name away. Then the name is its, not the group that was there: it is
-		// shown as its, and who had the name is told.
+		// The store lets it put a claim of its own in the place of another's. Nobody who knows the holder's takes it, and the
+		// holder puts its own back.
 		put("_claims/groups/shared", "shared")
+		settle()
+		wantGroup(t, reader, "shared", "nibz: bkero spencer")
+		if kv, _ := st.Get(t.Context(), "_claims/groups/shared"); !strings.Contains(string(kv.Value), `"owner":"nibz"`) {
+			t.Errorf("a claim that somebody replaced was not put back: %s", kv.Value)
+		}
+		// It can delete the claim, and be faster than its holder with a new one: that looks like a name that was given up.
+		// Then the name is its, it is shown as its, and who had the name is told.
+		b, err := store.Seal("_claims/groups/shared", store.Value{Seq: 1 << 60, Name: "shared"}, member("bkero"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.Commit(t.Context(), nil, []store.Op{{Key: "_claims/groups/shared"}, {Key: "_claims/groups/shared", Value: b}})
 		settle()
 		wantGroup(t, reader, "shared", "bkero: bkero")
 		if w := strings.Join(victim.State().Waiting, " "); !strings.Contains(w, "@shared") || !strings.Contains(w, "bkero") {

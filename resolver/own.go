@@ -25,38 +25,47 @@ import (
 type ownState struct {
 	complete map[string]bool      // kinds of which values lists all: what it does not list is to be deleted from the store
 	values   map[string]*ownValue // by key below the node's name: "hosts/printer", "groups/friends"
+	taken    map[string]uint64    // what others gave to this node: key → sequence, so that it is taken once
 	addrs    []netip.Addr         // the node's own
 	record   []byte
 }
 
 // kinds of values that people add.
-var kinds = []string{kindHosts, kindGroups}
+var kinds = []string{kindHosts, kindGroups, kindNames}
 
 const (
 	kindHosts  = "hosts"
 	kindGroups = "groups"
+	kindNames  = "names" // that are kept
 )
 
-// ownValue is a host or a group.
+// ownValue is a host, a group or a kept name.
 type ownValue struct {
 	store.Value // without owner and sequence, which it gets when it is written
 	landed      bool
 	err         error // why it has not landed
 }
 
+// why is why a value has not landed.
+func (v *ownValue) why() string {
+	if v.err != nil {
+		return v.err.Error()
+	}
+	return "not in the store yet"
+}
+
 func (o *ownState) waiting() []string {
 	var out []string
 	for key, v := range o.values {
 		name := v.Name
-		if strings.HasPrefix(key, kindGroups) {
+		switch kind, _, _ := strings.Cut(key, "/"); kind {
+		case kindGroups:
 			name = "@" + name
+		case kindNames:
+			name += " (kept)"
 		}
-		switch {
-		case v.landed:
-		case v.err != nil:
-			out = append(out, name+": "+v.err.Error())
-		default:
-			out = append(out, name+": not in the store yet")
+		if !v.landed {
+			out = append(out, name+": "+v.why())
 		}
 	}
 	slices.Sort(out)
@@ -65,9 +74,12 @@ func (o *ownState) waiting() []string {
 
 // ownList is own.json.
 type ownList struct {
-	Complete []string `json:"complete"` // kinds of which nothing is missing
-	Hosts    []Host   `json:"hosts"`
-	Groups   []Group  `json:"groups"`
+	Complete []string          `json:"complete"` // kinds of which nothing is missing
+	Hosts    []Host            `json:"hosts"`
+	Groups   []Group           `json:"groups"`
+	Names    []string          `json:"names"`        // that are kept
+	To       map[string]string `json:"to,omitempty"` // what is being given away: key → node
+	Taken    map[string]uint64 `json:"taken,omitempty"`
 }
 
 // UnmarshalJSON reads the form of before there were groups too: the list of hosts alone, which was complete.
@@ -81,29 +93,54 @@ func (l *ownList) UnmarshalJSON(b []byte) error {
 }
 
 func (l ownList) state() ownState {
-	o := ownState{complete: map[string]bool{}, values: map[string]*ownValue{}}
+	o := ownState{complete: map[string]bool{}, values: map[string]*ownValue{}, taken: map[string]uint64{}}
+	maps.Copy(o.taken, l.Taken)
 	for _, k := range l.Complete {
 		o.complete[k] = true
 	}
 	for _, h := range l.Hosts {
-		o.values[kindHosts+"/"+h.Name] = &ownValue{Value: store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases}}
+		o.values[kindHosts+"/"+h.Name] = &ownValue{Value: valueOf(h)}
 	}
 	for _, g := range l.Groups {
 		o.values[kindGroups+"/"+g.Name] = &ownValue{Value: store.Value{Name: g.Name, Members: g.Members}}
 	}
+	for _, n := range l.Names {
+		o.values[kindNames+"/"+n] = &ownValue{Value: store.Value{Name: n}}
+	}
+	for key, to := range l.To {
+		if v := o.values[key]; v != nil {
+			v.To = to
+		}
+	}
 	return o
+}
+
+// said is what a value says, without when and by whom.
+func said(v store.Value) store.Value {
+	return store.Value{Name: v.Name, Addrs: v.Addrs, Aliases: v.Aliases, Members: v.Members, Meta: v.Meta, To: v.To}
+}
+
+// valueOf is a host as it is kept.
+func valueOf(h Host) store.Value {
+	return store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases, Meta: h.Meta}
 }
 
 // saveOwn writes own.json. r.mu is held: the file is small and its order matters.
 func (r *Resolver) saveOwn() error {
-	l := ownList{Complete: slices.Sorted(maps.Keys(r.own.complete)), Hosts: []Host{}, Groups: []Group{}}
+	l := ownList{Complete: slices.Sorted(maps.Keys(r.own.complete)), Hosts: []Host{}, Groups: []Group{}, Names: []string{}, To: map[string]string{}, Taken: r.own.taken}
 	for _, key := range slices.Sorted(maps.Keys(r.own.values)) {
 		v := r.own.values[key].Value
 		v.Owner = r.cfg.Signer.Name()
-		if strings.HasPrefix(key, kindHosts) {
+		switch kind, _, _ := strings.Cut(key, "/"); kind {
+		case kindHosts:
 			l.Hosts = append(l.Hosts, hostOf(v))
-		} else {
+		case kindGroups:
 			l.Groups = append(l.Groups, groupOf(v))
+		case kindNames:
+			l.Names = append(l.Names, v.Name)
+		}
+		if v.To != "" {
+			l.To[key] = v.To
 		}
 	}
 	if err := writeJSON(r.ownFile(), l); err != nil {
@@ -118,54 +155,6 @@ func (r *Resolver) SetSelf(addrs []netip.Addr, record []byte) {
 	r.own.addrs, r.own.record = addrs, record
 	r.mu.Unlock()
 	poke(r.behind)
-}
-
-// AddHost adds a host below this node's ownership, or changes one that it has. The host is kept on disk; landed reports
-// whether the store has it already, and so every other node within moments. Errors wrap ErrTaken where somebody else
-// holds the name or an address.
-func (r *Resolver) AddHost(ctx context.Context, h Host) (landed bool, err error) {
-	self := r.cfg.Signer.Name()
-	h.Owner, h.Node = self, false
-	for _, n := range append([]string{h.Name}, h.Aliases...) {
-		if err := CheckName(n, self); err != nil {
-			return false, err
-		}
-		if other, _ := r.View().Lookup(n); other != nil && (other.Owner != self || other.Node) {
-			return false, fmt.Errorf("the name %s is %w: it belongs to %s", n, ErrTaken, other.Owner)
-		}
-	}
-	size := 0
-	for _, n := range append([]string{h.Name}, h.Aliases...) {
-		size += namesSize(n, r.cfg.Zone)
-	}
-	if size > maxNames {
-		return false, fmt.Errorf("%s has too many aliases: %d bytes in all their forms, at most %d", h.Name, size, maxNames)
-	}
-	if err := checkAddrs(h.Addrs, r.cfg.Prefixes); err != nil {
-		return false, err
-	}
-	for _, a := range h.Addrs {
-		if other, _ := r.View().Reverse(a); other != nil && other.Owner != self {
-			return false, fmt.Errorf("address %s is %w: it belongs to %s", a, ErrTaken, r.View().FQDN(other))
-		}
-	}
-	return r.want(ctx, kindHosts+"/"+h.Name, func(store.Value) (store.Value, error) {
-		return store.Value{Name: h.Name, Addrs: h.Addrs, Aliases: h.Aliases}, nil
-	})
-}
-
-// RemoveHost removes a host that this node has added.
-func (r *Resolver) RemoveHost(ctx context.Context, name string) (landed bool, err error) {
-	other, _ := r.View().Lookup(name)
-	switch landed, added, err := r.unwant(ctx, kindHosts+"/"+name); {
-	case added:
-		return landed, err
-	case other != nil && other.Node:
-		return false, fmt.Errorf("%s is a node, not a host that was added", name)
-	case other != nil && other.Owner != r.cfg.Signer.Name():
-		return false, fmt.Errorf("%s was added on %s: remove it there", name, other.Owner)
-	}
-	return false, fmt.Errorf("no host %s was added here", name)
 }
 
 // AddGroup adds members to a group of this node, which it makes if there is none: hosts by their names relative to the
@@ -330,7 +319,11 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("the store is %s", r.state.State)
 	}
 	self := r.cfg.Signer.Name()
-	if err := r.adopt(); err != nil {
+	err := r.adopt()
+	if err == nil && r.accept() {
+		err = r.saveOwn()
+	}
+	if err != nil {
 		r.mu.Unlock()
 		return 0, err
 	}
@@ -343,16 +336,7 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		}
 	}
 	node := r.own
-	me := store.Value{Addrs: node.addrs, Record: node.record}
-	tell := node.record != nil && !r.inPlace(store.NodeKey(self), me, nil)
-	want := map[string]*ownValue{}
-	for key, v := range r.own.values {
-		if r.inPlace(self+"/"+key, v.Value, r.claims(key, v.Value)) {
-			v.landed, v.err = true, nil
-		} else {
-			want[key] = v
-		}
-	}
+	want := maps.Clone(r.own.values)
 	r.mu.Unlock()
 
 	var last int64
@@ -361,13 +345,19 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		last = max(last, rev)
 		errs = append(errs, err)
 	}
-	if tell {
-		note(r.put(ctx, store.NodeKey(self), me, nil, nil))
+	if node.record != nil {
+		note(r.put(ctx, store.NodeKey(self), store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
 	}
 	for key, v := range want {
 		rev, err := r.publish(ctx, key, v.Value)
+		done := v.To != "" && errors.Is(err, ErrTaken) && r.parted(ctx, v.Value)
 		r.mu.Lock()
 		v.landed, v.err = err == nil, err
+		if done && r.own.values[key] == v {
+			delete(r.own.values, key)
+			gone = append(gone, key)
+			note(0, r.saveOwn())
+		}
 		r.mu.Unlock()
 		if !errors.Is(err, ErrTaken) {
 			note(rev, err)
@@ -377,22 +367,6 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		note(r.withdraw(ctx, key))
 	}
 	return last, errors.Join(errs...)
-}
-
-// inPlace reports whether the store, as far as it was followed, has a value of ours and the claims that it needs: then
-// nothing is to be asked of it. r.mu is held.
-func (r *Resolver) inPlace(key string, v store.Value, claims []claim) bool {
-	v.Owner = r.cfg.Signer.Name()
-	x := r.values[key]
-	if x == nil || x.err != nil || !same(x.val, v) {
-		return false
-	}
-	for _, c := range claims {
-		if x := r.values[c.key]; x == nil || x.err != nil || x.val.Owner != v.Owner || x.val.For != "" || x.val.Expires != nil {
-			return false
-		}
-	}
-	return true
 }
 
 // adopt makes complete what is not, as on a new disk: what the store has of ours is what should be. r.mu is held.
@@ -405,7 +379,7 @@ func (r *Resolver) adopt() error {
 		for key, v := range r.values {
 			key, ours := strings.CutPrefix(key, r.cfg.Signer.Name()+"/")
 			if ours && v.err == nil && strings.HasPrefix(key, kind+"/") && r.own.values[key] == nil {
-				r.own.values[key] = &ownValue{Value: store.Value{Name: v.val.Name, Addrs: v.val.Addrs, Aliases: v.val.Aliases, Members: v.val.Members}}
+				r.own.values[key] = &ownValue{Value: said(v.val)}
 			}
 		}
 		r.own.complete[kind], changed = true, true
@@ -440,17 +414,18 @@ func (r *Resolver) put(ctx context.Context, key string, v store.Value, conds []s
 
 // same reports whether two values say the same, whenever they were said.
 func same(a, b store.Value) bool {
-	return a.Owner == b.Owner && a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Aliases, b.Aliases) &&
-		slices.Equal(a.Members, b.Members) && bytes.Equal(a.Record, b.Record)
+	return a.Owner == b.Owner && a.Name == b.Name && a.To == b.To && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Aliases, b.Aliases) &&
+		slices.Equal(a.Members, b.Members) && maps.Equal(a.Meta, b.Meta) && bytes.Equal(a.Record, b.Record)
 }
 
 // claim is a key under _claims, and what it is for in words.
 type claim struct{ key, what string }
 
 // claims are what a value takes from what all share: names of one label, and addresses that are not the node's own.
-// r.mu is held.
 func (r *Resolver) claims(key string, v store.Value) []claim {
+	r.mu.Lock()
 	own := r.own.addrs
+	r.mu.Unlock()
 	claimKey, what := store.NameClaimKey, "the name "
 	if strings.HasPrefix(key, kindGroups) {
 		claimKey, what = store.GroupClaimKey, "the name @"
@@ -469,60 +444,121 @@ func (r *Resolver) claims(key string, v store.Value) []claim {
 	return out
 }
 
-// publish writes a value with the claims that it needs, all or nothing.
+// publish writes a value with the claims that it needs, all or nothing, and gives up those that it needs no more.
 func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int64, error) {
-	full := r.cfg.Signer.Name() + "/" + key
-	r.mu.Lock()
-	needs := r.claims(key, v)
-	var had []claim
-	if old := r.values[full]; old != nil && old.err == nil {
-		had = r.claims(key, old.val)
+	if rev, ok := r.inPlace(key, v); ok {
+		return rev, nil
 	}
-	r.mu.Unlock()
+	full := r.cfg.Signer.Name() + "/" + key
 	var conds []store.Cond
 	var more []store.Op
-	for _, c := range had { // what it does not need any more is free for others
-		if !slices.Contains(needs, c) {
-			more = append(more, r.ownClaim(ctx, c.key, v.Name)...)
-		}
-	}
-	for _, c := range needs {
-		rev, mine, err := r.free(ctx, c.key, c.what)
+	for _, c := range r.claims(key, v) {
+		rev, held, err := r.free(ctx, c.key, c.what)
 		if err != nil {
 			return 0, err
 		}
-		if mine {
+		if held.Owner == r.cfg.Signer.Name() && held.To == v.To {
 			continue
 		}
-		b, err := store.Seal(c.key, store.Value{Seq: uint64(time.Now().UnixMilli()), Name: v.Name}, r.cfg.Signer)
+		b, err := store.Seal(c.key, store.Value{Seq: max(uint64(time.Now().UnixMilli()), held.Seq+1), Name: v.Name, To: v.To}, r.cfg.Signer)
 		if err != nil {
 			return 0, err
 		}
 		conds, more = append(conds, store.Cond{Key: c.key, Rev: rev}), append(more, store.Op{Key: c.key, Value: b})
 	}
-	return r.put(ctx, full, v, conds, more)
+	old, err := r.cfg.Store.Get(ctx, full)
+	if err != nil {
+		return 0, err
+	}
+	spare := r.giveUp(ctx, key, old.Value)
+	if len(more)+len(spare) <= mostParts {
+		more, spare = append(more, spare...), nil
+	}
+	rev, err := r.put(ctx, full, v, conds, more)
+	if err == nil && len(spare) > 0 { // too much for one transaction: nothing but that they are free comes later
+		rev, err = r.cfg.Store.Commit(ctx, nil, spare)
+	}
+	return rev, err
 }
 
-// free reports whether a claim can be made at revision rev, or is ours already. The error wraps ErrTaken otherwise.
-func (r *Resolver) free(ctx context.Context, key, what string) (rev int64, mine bool, err error) {
+// inPlace reports whether the store has a value of ours and all its claims, as far as it was followed: then there is nothing
+// to ask it. What changes there later is heard of, and looked at again.
+func (r *Resolver) inPlace(key string, v store.Value) (rev int64, ok bool) {
+	claims := r.claims(key, v)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v.Owner = r.cfg.Signer.Name()
+	has := r.values[v.Owner+"/"+key]
+	if has == nil || has.err != nil || has.refused != nil || !same(has.val, v) {
+		return 0, false
+	}
+	for _, c := range claims {
+		x := r.values[c.key]
+		if x == nil || x.err != nil || x.refused != nil || x.val.Owner != v.Owner || x.val.To != v.To || x.val.For != "" {
+			return 0, false
+		}
+	}
+	return has.kv.Modified, true
+}
+
+// giveUp are the deletions of those claims of a value of ours, as the store has it, that nothing of ours needs any more.
+func (r *Resolver) giveUp(ctx context.Context, key string, old []byte) (ops []store.Op) {
+	v, err := store.Peek(old)
+	if err != nil {
+		return nil
+	}
+	r.mu.Lock()
+	want := maps.Clone(r.own.values)
+	r.mu.Unlock()
+	spare := map[string]bool{}
+	for _, c := range r.claims(key, v) {
+		spare[c.key] = true
+	}
+	need := func(key string) {
+		if x := want[key]; x != nil && len(spare) > 0 {
+			for _, c := range r.claims(key, x.Value) {
+				delete(spare, c.key)
+			}
+		}
+	}
+	need(key) // first: most changes leave nothing to spare
+	for k := range want {
+		need(k)
+	}
+	for _, c := range slices.Sorted(maps.Keys(spare)) {
+		ops = append(ops, r.ownClaim(ctx, c)...)
+	}
+	return ops
+}
+
+// free reports whether a claim can be made, or changed, at revision rev. held is what is there and may be replaced: our own,
+// or one that is given to us; zero for none. The error wraps ErrTaken where it is somebody else's.
+func (r *Resolver) free(ctx context.Context, key, what string) (rev int64, held store.Value, err error) {
+	none := store.Value{}
 	kv, err := r.cfg.Store.Get(ctx, key)
 	if err != nil || kv.Modified == 0 {
-		return 0, false, err
+		return 0, none, err
 	}
+	self := r.cfg.Signer.Name()
 	v, err := store.Open(key, kv.Value, r.cfg.Verifier)
 	switch {
+	case err == nil && v.For == "" && (v.Owner == self || v.To == self):
+		return kv.Modified, v, nil
+	case r.stolen(key, kv): // deleted first: a key that is created anew is a new claim, for those too who have seen only the other
+		_, err := r.cfg.Store.Commit(ctx, []store.Cond{{Key: key, Rev: kv.Modified}}, []store.Op{{Key: key}})
+		return 0, none, err
 	case errors.Is(err, store.ErrUnknownOwner):
-		return 0, false, fmt.Errorf("%s is %w: %s holds it, a node that is not known here yet", what, ErrTaken, v.Owner)
+		return 0, none, fmt.Errorf("%s is %w: %s holds it, a node that is not known here yet", what, ErrTaken, v.Owner)
 	case err != nil: // nobody's: whoever wrote it is no member
-		return kv.Modified, false, nil
+		return kv.Modified, none, nil
 	case v.Expires != nil && time.Now().After(*v.Expires):
-		return kv.Modified, false, nil
+		return kv.Modified, none, nil
 	case v.For != "":
-		return 0, false, fmt.Errorf("%s is %w: %s has promised it to %s", what, ErrTaken, v.Owner, v.For)
-	case v.Owner == r.cfg.Signer.Name():
-		return kv.Modified, true, nil
+		return 0, none, fmt.Errorf("%s is %w: %s has promised it to %s", what, ErrTaken, v.Owner, v.For)
+	case v.To != "":
+		return 0, none, fmt.Errorf("%s is %w: it belongs to %s, to whom %s has given it", what, ErrTaken, v.To, v.Owner)
 	}
-	return 0, false, fmt.Errorf("%s is %w: it belongs to %s", what, ErrTaken, v.Owner)
+	return 0, none, fmt.Errorf("%s is %w: it belongs to %s", what, ErrTaken, v.Owner)
 }
 
 // withdraw deletes a value of ours and the claims that went with it.
@@ -532,26 +568,17 @@ func (r *Resolver) withdraw(ctx context.Context, key string) (int64, error) {
 	if err != nil || kv.Modified == 0 {
 		return kv.Modified, err
 	}
-	conds, ops := []store.Cond{{Key: full, Rev: kv.Modified}}, []store.Op{{Key: full}}
-	if v, err := store.Peek(kv.Value); err == nil {
-		_, name, _ := strings.Cut(key, "/")
-		r.mu.Lock()
-		claims := r.claims(key, v)
-		r.mu.Unlock()
-		for _, c := range claims {
-			ops = append(ops, r.ownClaim(ctx, c.key, name)...)
-		}
-	}
-	return r.cfg.Store.Commit(ctx, conds, ops)
+	ops := append(r.giveUp(ctx, key, kv.Value), store.Op{Key: full})
+	return r.cfg.Store.Commit(ctx, []store.Cond{{Key: full, Rev: kv.Modified}}, ops)
 }
 
-// ownClaim is the deletion of a claim, if we hold it for what has this name.
-func (r *Resolver) ownClaim(ctx context.Context, key, name string) []store.Op {
+// ownClaim is the deletion of a claim, if we hold it.
+func (r *Resolver) ownClaim(ctx context.Context, key string) []store.Op {
 	kv, err := r.cfg.Store.Get(ctx, key)
 	if err != nil || kv.Modified == 0 {
 		return nil
 	}
-	if v, err := store.Open(key, kv.Value, r.cfg.Verifier); err != nil || v.Owner != r.cfg.Signer.Name() || v.Name != name || v.For != "" {
+	if v, err := store.Open(key, kv.Value, r.cfg.Verifier); err != nil || v.Owner != r.cfg.Signer.Name() || v.For != "" {
 		return nil
 	}
 	return []store.Op{{Key: key}}
@@ -581,8 +608,8 @@ func (r *Resolver) ClaimNode(ctx context.Context, name string, addr netip.Addr, 
 			return fmt.Errorf("address %s is %w: it belongs to %s", a, ErrTaken, r.View().FQDN(h))
 		}
 		key := store.AddrClaimKey(a.String())
-		rev, mine, err := r.free(ctx, key, "address "+a.String())
-		if err == nil && mine {
+		rev, held, err := r.free(ctx, key, "address "+a.String())
+		if err == nil && held.Owner != "" {
 			err = fmt.Errorf("address %s is %w: it was added here", a, ErrTaken)
 		}
 		if err != nil {

@@ -46,21 +46,22 @@ type Resolver struct {
 	cfg  Config
 	view atomic.Pointer[View]
 
+	built   chan struct{} // closed by Run when there is a View of what the disk has
 	loaded  chan struct{} // closed by Run when the disk has been read: until then own is not to be changed
-	built   chan struct{} // closed by Run when a View has been built of that
 	writing sync.Mutex    // held while this node's values in the store are brought in line; taken before mu
 
-	mu      sync.Mutex // guards the fields below; never held across a call to Store, LearnNode or the disk
-	changed chan struct{}
-	nodes   map[string]Node
-	values  map[string]*value // by key
-	seqs    map[string]uint64 // highest sequence ever seen of a key, also after its deletion
-	rev     int64
-	state   StoreState
-	own     ownState
-	dirty   chan struct{} // capacity 1: something to build a View from has changed
-	unsaved chan struct{} // capacity 1: the cache on disk is behind
-	behind  chan struct{} // capacity 1: this node's values in the store may be behind
+	mu       sync.Mutex // guards the fields below; never held across a call to Store, LearnNode or the disk
+	changed  chan struct{}
+	nodes    map[string]Node
+	values   map[string]*value // by key
+	seqs     map[string]uint64 // highest sequence ever seen of a key, also after its deletion
+	rev      int64
+	followed bool // values are, or were in this run, the store's own
+	state    StoreState
+	own      ownState
+	dirty    chan struct{} // capacity 1: something to build a View from has changed
+	unsaved  chan struct{} // capacity 1: the cache on disk is behind
+	behind   chan struct{} // capacity 1: this node's values in the store may be behind
 }
 
 // value is a value of the store with what was found of it.
@@ -68,6 +69,20 @@ type value struct {
 	kv  store.KV
 	val store.Value
 	err error // nil: verified; ErrUnknownOwner and ErrEvicted: to be tried again when nodes change
+
+	later   store.KV // what the store has instead, where it was not taken in place of this one
+	refused error    // why a later value of the store was not taken in place of this one; nil: this is what the store has
+}
+
+// bad is why what the store has under the key is not accepted, other than that its owner is not, or no more, a member.
+func (v *value) bad() error {
+	switch {
+	case v.refused != nil:
+		return v.refused
+	case errors.Is(v.err, store.ErrUnknownOwner), errors.Is(v.err, store.ErrEvicted):
+		return nil
+	}
+	return v.err
 }
 
 // StoreState says how things stand with the store.
@@ -82,7 +97,7 @@ type StoreState struct {
 
 // New returns a Resolver that knows nothing yet.
 func New(cfg Config) *Resolver {
-	r := &Resolver{cfg: cfg, loaded: make(chan struct{}), built: make(chan struct{}), changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
+	r := &Resolver{cfg: cfg, built: make(chan struct{}), loaded: make(chan struct{}), changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
 		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1), behind: make(chan struct{}, 1)}
 	r.state = StoreState{State: "none", Since: time.Now()}
 	r.view.Store(Build(cfg.Zone, cfg.Prefixes, nil, nil, nil, 0, time.Now()))
@@ -96,11 +111,11 @@ func poke(c chan struct{}) {
 	}
 }
 
-// Loaded is closed when Run has read the disk: before, the View lacks what was seen in earlier runs.
-func (r *Resolver) Loaded() <-chan struct{} { return r.built }
-
 // View returns the current View.
 func (r *Resolver) View() *View { return r.view.Load() }
+
+// Built returns a channel that is closed when View is of what is known, not the empty one of the beginning.
+func (r *Resolver) Built() <-chan struct{} { return r.built }
 
 // Changed returns a channel that is closed when View has changed after this call.
 func (r *Resolver) Changed() <-chan struct{} {
@@ -116,8 +131,8 @@ func (r *Resolver) State() StoreState {
 	s := r.state
 	s.Revision = r.rev
 	for key, v := range r.values {
-		if v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) && !errors.Is(v.err, store.ErrEvicted) && len(s.Refused) < 20 {
-			s.Refused = append(s.Refused, key+": "+v.err.Error())
+		if err := v.bad(); err != nil && len(s.Refused) < 20 {
+			s.Refused = append(s.Refused, key+": "+err.Error())
 		}
 	}
 	s.Waiting = r.own.waiting()
@@ -136,6 +151,11 @@ func (r *Resolver) SetNodes(nodes []Node) {
 		o := v.val.Owner
 		if (errors.Is(v.err, store.ErrUnknownOwner) || errors.Is(v.err, store.ErrEvicted)) && now[o].Name != "" || now[o].Key != r.nodes[o].Key {
 			r.check(key, v)
+			if v.err != nil && v.refused != nil { // its owner has gone, and with it what stood against the later one
+				v = &value{kv: v.later}
+				r.check(key, v)
+				r.values[key] = v
+			}
 		}
 	}
 	r.nodes = now
@@ -237,6 +257,7 @@ func (r *Resolver) replace(kvs []store.KV, rev int64) {
 			delete(r.values, key)
 		}
 	}
+	r.followed = true
 	r.mu.Unlock()
 	r.apply(rev, changes)
 }
@@ -247,7 +268,7 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 	r.mu.Lock()
 	for _, c := range changes {
 		old, self := r.values[c.Key], r.cfg.Signer.Name()
-		if strings.HasPrefix(c.Key, self+"/") || old != nil && old.val.Owner == self {
+		if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
 			poke(r.behind) // somebody, perhaps another than us, has changed what is ours, or a claim that was
 		}
 		if c.Deleted {
@@ -255,12 +276,20 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 			continue
 		}
 		if old != nil && old.kv.Modified == c.Modified && string(old.kv.Value) == string(c.Value) {
+			old.refused = nil
 			continue
 		}
 		v := &value{kv: c.KV}
 		r.check(c.Key, v)
+		if v.val.To == self {
+			poke(r.behind) // something is given to us
+		}
+		if err := handedOver(c.Key, old, v); err != nil {
+			v.err = err
+		}
 		if old != nil && old.err == nil && v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) && !errors.Is(v.err, store.ErrEvicted) {
 			r.cfg.Log.Warn("a changed value in the store is not accepted; the last good one stays", "key", c.Key, "err", v.err)
+			old.refused, old.later = v.err, c.KV
 			continue
 		}
 		r.values[c.Key] = v
@@ -301,6 +330,8 @@ func (r *Resolver) check(key string, v *value) {
 		v.err = errors.New("it lies below another node's name")
 	case slices.Contains(kinds, kind) && name != v.val.Name:
 		v.err = errors.New("it lies under another name")
+	default:
+		v.err = CheckMeta(v.val.Meta)
 	}
 	if v.err == nil {
 		r.seqs[key] = v.val.Seq
@@ -313,23 +344,20 @@ func (r *Resolver) published() (hosts []Static, groups []StaticGroup) {
 		if v.err != nil {
 			continue
 		}
-		standing := func(claimKey string) Standing {
-			c := r.values[claimKey]
-			return Standing{Created: v.kv.Created,
-				Claimed: c != nil && c.err == nil && c.val.Owner == v.val.Owner && c.val.For == ""}
-		}
 		switch key {
 		case store.HostKey(v.val.Owner, v.val.Name):
-			hosts = append(hosts, Static{hostOf(v.val), standing(store.NameClaimKey(v.val.Name))})
+			if h, ok := r.static(v); ok {
+				hosts = append(hosts, h)
+			}
 		case store.GroupKey(v.val.Owner, v.val.Name):
-			groups = append(groups, StaticGroup{groupOf(v.val), standing(store.GroupClaimKey(v.val.Name))})
+			groups = append(groups, StaticGroup{groupOf(v.val), Standing{Created: v.kv.Created, Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
 		}
 	}
 	return hosts, groups
 }
 
 func hostOf(v store.Value) Host {
-	return Host{Name: v.Name, Owner: v.Owner, Addrs: v.Addrs, Aliases: v.Aliases}
+	return Host{Name: v.Name, Owner: v.Owner, Addrs: v.Addrs, Aliases: v.Aliases, Meta: v.Meta}
 }
 
 func groupOf(v store.Value) Group { return Group{Name: v.Name, Owner: v.Owner, Members: v.Members} }

@@ -16,11 +16,12 @@ const MaxAddrs = 64
 
 // Host is one host of the mesh.
 type Host struct {
-	Name    string       `json:"name"`  // relative to the zone, lower case: "bkero", "nas.bkero", "printer"
-	Owner   string       `json:"owner"` // the node that says so
-	Node    bool         `json:"node"`  // a member of the mesh itself, by its certificate
-	Addrs   []netip.Addr `json:"addrs"` // without zones; in the order in which programs get them
-	Aliases []string     `json:"aliases,omitempty"`
+	Name    string            `json:"name"`  // relative to the zone, lower case: "bkero", "nas.bkero", "printer"
+	Owner   string            `json:"owner"` // the node that says so
+	Node    bool              `json:"node"`  // a member of the mesh itself, by its certificate
+	Addrs   []netip.Addr      `json:"addrs"` // without zones; in the order in which programs get them
+	Aliases []string          `json:"aliases,omitempty"`
+	Meta    map[string]string `json:"meta,omitempty"` // see CheckMeta
 }
 
 // Conflict is a host, an alias of one, or a group ("@name") that did not enter the View, and why.
@@ -57,6 +58,7 @@ type Node struct {
 type Static struct {
 	Host
 	Standing
+	Taken map[string]string // names and aliases of it that others had claimed before it was there → who
 }
 
 // StaticGroup is a group that a node has put into the store, read from a value that the node signed.
@@ -118,6 +120,9 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 		if err == nil {
 			err = checkAddrs(h.Addrs, prefixes)
 		}
+		if by := s.Taken[h.Name]; err == nil && by != "" {
+			err = fmt.Errorf("the name is %w: %s has claimed it", ErrTaken, by)
+		}
 		if by, dup := taken[h.Name]; err == nil && dup {
 			err = fmt.Errorf("the name is %w: it belongs to %s", ErrTaken, by)
 		}
@@ -138,6 +143,9 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 			err := CheckName(al, h.Owner)
 			if size += namesSize(al, zone); err == nil && size > maxNames {
 				err = fmt.Errorf("%s has more aliases than a host may have: %d bytes in all forms, at most %d", h.Name, size, maxNames)
+			}
+			if by := s.Taken[al]; err == nil && by != "" {
+				err = fmt.Errorf("the alias is %w: %s has claimed it", ErrTaken, by)
 			}
 			if by, dup := taken[al]; err == nil && dup {
 				err = fmt.Errorf("the alias is %w: it belongs to %s", ErrTaken, by)

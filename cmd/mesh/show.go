@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -192,97 +191,11 @@ func bytes(n uint64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-func (a *app) hostsCommand() *cobra.Command {
-	format := "table"
-	cmd := &cobra.Command{
-		Use: "hosts", Short: "list every name of the mesh", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var h api.Hosts
-			if err := a.client().Do(cmd.Context(), "GET", "/v1/hosts", nil, &h); err != nil {
-				return err
-			}
-			return showHosts(cmd.OutOrStdout(), h, format)
-		},
-	}
-	cmd.Flags().StringVar(&format, "format", format, "`table`, json, or hosts (the syntax of /etc/hosts)")
-	return cmd
-}
-
-func showHosts(w io.Writer, h api.Hosts, format string) error {
-	switch format {
-	case "json":
-		return writeJSON(w, h)
-	case "hosts":
-		fmt.Fprintf(w, "# names of the mesh at revision %d\n", h.Revision)
-		for _, x := range h.Hosts {
-			for _, a := range x.Addrs {
-				fmt.Fprintln(w, strings.Join(append([]string{a.String(), x.FQDN, x.Name}, x.Aliases...), "\t"))
-			}
-		}
-		return nil
-	case "table":
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "NAME\tADDRESSES\tALIASES\tOWNER")
-		for _, x := range h.Hosts {
-			owner := x.Owner
-			if x.Node {
-				owner = "(node)"
-			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", x.Name, addrs(x.Addrs), strings.Join(x.Aliases, " "), owner)
-		}
-		return t.Flush()
-	}
-	return fmt.Errorf("--format %s: want table, json or hosts", format)
-}
-
 // tell says where a change is that has not reached the store.
 func tell(cmd *cobra.Command, c api.Change) {
 	if !c.Landed {
 		fmt.Fprintln(cmd.ErrOrStderr(), "The store is away: the change is kept here and lands when it is back (see `mesh status`).")
 	}
-}
-
-func (a *app) hostCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "host", Short: "add or remove names of hosts that are no nodes"}
-	var aliases []string
-	add := &cobra.Command{
-		Use: "add NAME ADDRESS…", Short: "give a name to addresses of the mesh", Args: cobra.MinimumNArgs(2),
-		Example: "  mesh host add printer 10.11.0.77\n  mesh host add nas.bkero 10.11.0.80",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			h := api.Host{Name: args[0], Aliases: aliases}
-			for _, s := range args[1:] {
-				x, err := netip.ParseAddr(s)
-				if err != nil {
-					return fmt.Errorf("%q is not an address", s)
-				}
-				h.Addrs = append(h.Addrs, x)
-			}
-			var c api.Change
-			if err := a.client().Do(cmd.Context(), "PUT", "/v1/hosts", h, &c); err != nil {
-				return err
-			}
-			tell(cmd, c)
-			return nil
-		},
-	}
-	add.Flags().StringSliceVar(&aliases, "alias", nil, "another `name` for it; may be given more than once")
-	rm := &cobra.Command{
-		Use: "rm NAME", Short: "remove a name that was added on this node", Args: cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeHosts(func(h api.Host) bool { return !h.Node }),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var c api.Change
-			if strings.ContainsAny(args[0], "/?#%") {
-				return fmt.Errorf("%q is not a name", args[0])
-			}
-			if err := a.client().Do(cmd.Context(), "DELETE", "/v1/hosts/"+args[0], nil, &c); err != nil {
-				return err
-			}
-			tell(cmd, c)
-			return nil
-		},
-	}
-	cmd.AddCommand(add, rm)
-	return cmd
 }
 
 func (a *app) snapshotCommand() *cobra.Command {

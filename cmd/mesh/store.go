@@ -274,13 +274,13 @@ func (a *app) storeBackupCommand() *cobra.Command {
 		Long: "Writes all that the store holds into a file, lines of JSON; - is standard output. Nodes that keep the store make one a day by themselves, in backups below the state directory.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[0] == "-" {
-				return a.client().Stream(cmd.Context(), "GET", "/v1/store/backup", nil, cmd.OutOrStdout())
+				return a.client().Download(cmd.Context(), "/v1/store/backup", cmd.OutOrStdout())
 			}
 			f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 			if err != nil {
 				return err
 			}
-			err = a.client().Stream(cmd.Context(), "GET", "/v1/store/backup", nil, f)
+			err = a.client().Download(cmd.Context(), "/v1/store/backup", f)
 			if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 				os.Remove(args[0])
 			}

@@ -8,6 +8,7 @@
 //	OWNER/node                  the node's addresses and its node record    (signed by OWNER)
 //	OWNER/hosts/NAME            a host that OWNER has added                 (signed by OWNER)
 //	OWNER/groups/NAME           a group of hosts that OWNER has added       (signed by OWNER)
+//	OWNER/names/NAME            a shared short name that OWNER keeps        (signed by OWNER)
 //	_claims/names/NAME          who holds a shared short name               (signed by the holder)
 //	_claims/groups/NAME         who holds a shared name of a group          (signed by the holder)
 //	_claims/addrs/ADDRESS       who holds an address of the mesh's prefix   (signed by the holder)
@@ -81,6 +82,9 @@ func HostKey(owner, name string) string { return owner + "/hosts/" + name }
 
 // GroupKey is the key of a group that owner has added.
 func GroupKey(owner, name string) string { return owner + "/groups/" + name }
+
+// KeptKey is the key of a shared short name that owner keeps, whether or not it has a host of that name.
+func KeptKey(owner, name string) string { return owner + "/names/" + name }
 
 // NameClaimKey is the key of the claim on a shared short name.
 func NameClaimKey(name string) string { return "_claims/names/" + name }

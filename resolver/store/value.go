@@ -18,15 +18,17 @@ const MaxValue = 16 << 10
 // Value is what the store keeps under a key: one line of JSON, and one of the owner's signature in base64 (RFC 4648
 // section 5). The signature covers the key, so a value cannot be moved to another.
 type Value struct {
-	Owner   string       `json:"owner"`             // node name; whose signature it is
-	Seq     uint64       `json:"seq"`               // larger is newer; milliseconds since 1970, never going back
-	Name    string       `json:"name,omitempty"`    // of a host, relative to the zone, or of a group
-	Addrs   []netip.Addr `json:"addrs,omitempty"`   // of a host or a node
-	Aliases []string     `json:"aliases,omitempty"` // of a host
-	Members []string     `json:"members,omitempty"` // of a group: hosts relative to the zone, and other groups as "@NAME"
-	Record  []byte       `json:"record,omitempty"`  // of a node: its node record, which carries the certificate
-	For     string       `json:"for,omitempty"`     // of an address claim: the invited node
-	Expires *time.Time   `json:"expires,omitempty"` // of a claim for an invitation: afterwards anybody may take it over
+	Owner   string            `json:"owner"`             // node name; whose signature it is
+	Seq     uint64            `json:"seq"`               // larger is newer; milliseconds since 1970, never going back
+	Name    string            `json:"name,omitempty"`    // of a host, relative to the zone, or of a group
+	Addrs   []netip.Addr      `json:"addrs,omitempty"`   // of a host or a node
+	Aliases []string          `json:"aliases,omitempty"` // of a host
+	Members []string          `json:"members,omitempty"` // of a group: hosts relative to the zone, and other groups as "@NAME"
+	Meta    map[string]string `json:"meta,omitempty"`    // of a host: what people and programs want to know of it
+	To      string            `json:"to,omitempty"`      // of a host, a kept name, and the claims of both: the node that its owner gives it to
+	Record  []byte            `json:"record,omitempty"`  // of a node: its node record, which carries the certificate
+	For     string            `json:"for,omitempty"`     // of an address claim: the invited node
+	Expires *time.Time        `json:"expires,omitempty"` // of a claim for an invitation: afterwards anybody may take it over
 }
 
 // Signer signs as one node.

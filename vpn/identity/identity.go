@@ -143,6 +143,11 @@ func serial(at time.Time) *big.Int {
 	return new(big.Int).SetBytes(b[:])
 }
 
+// Issued is when the node's certificate was made.
+func (n Node) Issued() time.Time {
+	return time.UnixMilli(new(big.Int).Rsh(n.Serial, 64).Int64())
+}
+
 // Verify checks that chain (leaf first) leads to the mesh's root, and returns what the leaf says of its node.
 func (ca *CA) Verify(chain []*x509.Certificate) (Node, error) {
 	if len(chain) == 0 {

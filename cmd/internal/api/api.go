@@ -96,20 +96,25 @@ type Snapshot struct {
 	Names int     `json:"names"`
 }
 
-// Host is a host of GET /v1/hosts, and the body of PUT.
+// Host is a host of GET /v1/hosts, and the body of PUT, of which FQDN, Owner, Node, Names and Shared do not count.
 type Host struct {
-	Name    string       `json:"name"` // relative to the zone
-	FQDN    string       `json:"fqdn,omitempty"`
-	Owner   string       `json:"owner,omitempty"`
-	Node    bool         `json:"node"`
-	Addrs   []netip.Addr `json:"addrs"`
-	Aliases []string     `json:"aliases,omitempty"`
+	Name    string            `json:"name"` // relative to the zone
+	FQDN    string            `json:"fqdn,omitempty"`
+	Owner   string            `json:"owner,omitempty"`
+	Node    bool              `json:"node"`
+	Addrs   []netip.Addr      `json:"addrs"`
+	Aliases []string          `json:"aliases,omitempty"`
+	Meta    map[string]string `json:"meta,omitempty"`   // what people and programs want to know of it
+	Names   []string          `json:"names,omitempty"`  // every form that programs find it by, the canonical one first
+	Shared  []netip.Addr      `json:"shared,omitempty"` // those of Addrs that lead back to another host
 }
 
 // Hosts is GET /v1/hosts.
 type Hosts struct {
-	Revision int64  `json:"revision"`
-	Hosts    []Host `json:"hosts"`
+	Revision int64          `json:"revision"`
+	Domain   string         `json:"domain"`
+	Prefixes []netip.Prefix `json:"prefixes"` // of the mesh's addresses
+	Hosts    []Host         `json:"hosts"`    // sorted by name
 }
 
 // Group is a group of GET /v1/groups. Of the body of PUT, Name and Members count: they are added to what there is.
@@ -160,79 +165,85 @@ const maxBody = 64 << 20
 // Client talks to meshd through the socket at Path.
 type Client struct{ Path string }
 
+// errNotRunning is wrapped where nobody answers at the socket.
+var errNotRunning = errors.New("meshd is not running")
+
 // Do sends body as JSON and reads the answer into out; either may be nil.
 func (c Client) Do(ctx context.Context, method, path string, body, out any) error {
-	var r io.Reader
-	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		r = bytes.NewReader(b)
+	if body == nil {
+		return c.Upload(ctx, method, path, nil, out)
 	}
-	return c.Upload(ctx, method, path, r, out)
+	b, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	return c.Upload(ctx, method, path, bytes.NewReader(b), out)
 }
 
 // Upload sends body as it is and reads the answer into out; either may be nil.
 func (c Client) Upload(ctx context.Context, method, path string, body io.Reader, out any) error {
-	var b bytes.Buffer
-	if err := c.Stream(ctx, method, path, body, &limited{&b, maxBody}); err != nil {
+	resp, done, err := c.send(ctx, method, path, body)
+	if err != nil {
 		return err
+	}
+	defer done()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return fmt.Errorf("talking to meshd: %w", err)
 	}
 	if out == nil {
 		return nil
 	}
-	if err := json.Unmarshal(b.Bytes(), out); err != nil {
+	if err := json.Unmarshal(b, out); err != nil {
 		return fmt.Errorf("meshd's answer: %w", err)
 	}
 	return nil
 }
 
-// limited takes so many bytes and no more.
-type limited struct {
-	w    io.Writer
-	left int
-}
-
-func (l *limited) Write(b []byte) (int, error) {
-	if len(b) > l.left {
-		return 0, errors.New("meshd's answer is too long")
-	}
-	l.left -= len(b)
-	return l.w.Write(b)
-}
-
-// Stream sends body, which may be nil, as it is, and writes the answer to out as it comes.
-func (c Client) Stream(ctx context.Context, method, path string, body io.Reader, out io.Writer) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, body)
+// Download writes the answer to out as it comes.
+func (c Client) Download(ctx context.Context, path string, out io.Writer) error {
+	resp, done, err := c.send(ctx, "GET", path, nil)
 	if err != nil {
 		return err
+	}
+	defer done()
+	if _, err := io.Copy(out, resp.Body); err != nil {
+		return fmt.Errorf("talking to meshd: %w", err)
+	}
+	return nil
+}
+
+// send sends body, which may be nil, as it is, and returns an answer that is 200 and must be done with.
+func (c Client) send(ctx context.Context, method, path string, body io.Reader) (resp *http.Response, done func(), err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, body)
+	if err != nil {
+		return nil, nil, err
 	}
 	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", c.Path)
 	}}
-	defer tr.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: tr}).Do(req)
+	resp, err = (&http.Client{Transport: tr}).Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("meshd is not running (nobody answers at %s): start it with `systemctl start meshd`, or run meshd", c.Path)
+		return nil, nil, fmt.Errorf("%w (nobody answers at %s): start it with `systemctl start meshd`, or run meshd", errNotRunning, c.Path)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s may be used by root and the group mesh only: try sudo", c.Path)
+		return nil, nil, fmt.Errorf("%s may be used by root and the group mesh only: try sudo", c.Path)
 	case err != nil:
-		return fmt.Errorf("talking to meshd: %w", err)
+		return nil, nil, fmt.Errorf("talking to meshd: %w", err)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		var e Error
-		b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		if err != nil || json.Unmarshal(b, &e) != nil || e.Message == "" {
-			e.Message = "meshd answered " + resp.Status
-		}
-		return errors.New(e.Message)
+	answer := resp.Body // resp is another when what is deferred runs
+	done = func() {
+		answer.Close()
+		tr.CloseIdleConnections()
 	}
-	if _, err := io.Copy(out, resp.Body); err != nil {
-		return fmt.Errorf("talking to meshd: %w", err)
+	if resp.StatusCode == http.StatusOK {
+		return resp, done, nil
 	}
-	return nil
+	defer done()
+	var e Error
+	if json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e) != nil || e.Message == "" {
+		e.Message = "meshd answered " + resp.Status
+	}
+	return nil, nil, errors.New(e.Message)
 }

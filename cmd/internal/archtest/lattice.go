@@ -41,6 +41,8 @@ cmd/internal/config: vpn/identity        | reads files and starts nothing
 cmd/internal/api: -                      | is shared by programs that must not share more
 cmd/internal/doctor: nss cmd/internal/api cmd/internal/config | reads a machine as a program of the system would
 cmd/internal/picture: cmd/internal/api    | is a pure function of what the API says
+cmd/internal/export: cmd/internal/api    | is pure functions of what the API says
+cmd/internal/migrate: resolver cmd/internal/api | plans what others carry out, by the resolver's rules for names
 cmd/internal/lab: -                      | makes hosts and does not know what runs in them
 cmd/internal/scripts: -                  | starts foreign programs and knows nothing else
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands

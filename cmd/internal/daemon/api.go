@@ -42,9 +42,8 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return d.status(), nil }))
-	mux.HandleFunc("GET /v1/hosts", answer(func(*http.Request) (any, error) { return d.hosts(), nil }))
-	mux.HandleFunc("PUT /v1/hosts", answer(d.addHost))
-	mux.HandleFunc("DELETE /v1/hosts/{name}", answer(d.removeHost))
+	d.handleHosts(mux)
+	d.handleNames(mux)
 	mux.HandleFunc("GET /v1/groups", answer(func(*http.Request) (any, error) { return d.groups(), nil }))
 	mux.HandleFunc("PUT /v1/groups", answer(d.addGroup))
 	mux.HandleFunc("DELETE /v1/groups/{name}", answer(d.removeGroup))
@@ -52,7 +51,8 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("POST /v1/evict", answer(d.evict))
 	d.handleNet(mux)
 	d.handleBook(mux)
-	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx }} // so that streams end with the daemon
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -95,7 +95,8 @@ func (d *daemon) status() api.Status {
 		s.Peers = append(s.Peers, ap)
 	}
 	st := d.names.State()
-	s.Store = api.Store{State: st.State, Endpoints: d.endpoints(), Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting}
+	s.Store = storeOf(st)
+	s.Store.Endpoints = d.endpoints()
 	s.Snapshot = api.Snapshot{Path: d.opts.Paths.Snapshot(), Names: int(d.snap.names.Load())}
 	if st.State != "ok" {
 		s.Snapshot.Age = time.Since(st.Since).Seconds()
@@ -129,40 +130,6 @@ func (d *daemon) status() api.Status {
 	return s
 }
 
-func (d *daemon) hosts() api.Hosts {
-	v := d.names.View()
-	out := api.Hosts{Revision: v.Revision, Hosts: []api.Host{}}
-	for i := range v.Hosts() {
-		h := &v.Hosts()[i]
-		out.Hosts = append(out.Hosts, api.Host{Name: h.Name, FQDN: v.FQDN(h), Owner: h.Owner, Node: h.Node, Addrs: h.Addrs, Aliases: h.Aliases})
-	}
-	return out
-}
-
-// relative is a name without the zone, in lower case.
-func (d *daemon) relative(name string) string {
-	name = strings.ToLower(strings.TrimSuffix(name, "."))
-	return strings.TrimSuffix(name, "."+d.cfg.Load().Domain)
-}
-
-func (d *daemon) addHost(r *http.Request) (any, error) {
-	var h api.Host
-	if err := json.NewDecoder(r.Body).Decode(&h); err != nil {
-		return nil, fmt.Errorf("the request is malformed: %w", err)
-	}
-	host := resolver.Host{Name: d.relative(h.Name), Addrs: h.Addrs}
-	for _, a := range h.Aliases {
-		host.Aliases = append(host.Aliases, d.relative(a))
-	}
-	landed, err := d.names.AddHost(r.Context(), host)
-	return api.Change{Landed: landed}, err
-}
-
-func (d *daemon) removeHost(r *http.Request) (any, error) {
-	landed, err := d.names.RemoveHost(r.Context(), d.relative(r.PathValue("name")))
-	return api.Change{Landed: landed}, err
-}
-
 func (d *daemon) groups() api.Groups {
 	v := d.names.View()
 	out := api.Groups{Revision: v.Revision, Groups: []api.Group{}}
@@ -188,6 +155,10 @@ func (d *daemon) addGroup(r *http.Request) (any, error) {
 func (d *daemon) removeGroup(r *http.Request) (any, error) {
 	landed, err := d.names.RemoveGroup(r.Context(), groupName(r.PathValue("name")), d.relatives(r.URL.Query()["member"])...)
 	return api.Change{Landed: landed}, err
+}
+
+func storeOf(st resolver.StoreState) api.Store {
+	return api.Store{State: st.State, Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting}
 }
 
 // groupName is a group's name as people write it, with or without "@".

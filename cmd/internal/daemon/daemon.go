@@ -58,6 +58,7 @@ type daemon struct {
 	book     *join.Book
 	snap     snapshot
 	scripts  *scripts.Runner
+	watchers atomic.Int64
 
 	introducing sync.Mutex // held by introduce, so that no older state comes after a newer one
 
@@ -178,7 +179,7 @@ func (d *daemon) afterLoading(f func(context.Context) error) func(context.Contex
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-d.names.Loaded():
+		case <-d.names.Built():
 		}
 		return f(ctx)
 	}

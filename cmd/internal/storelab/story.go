@@ -67,7 +67,7 @@ func (w *world) story() {
 	w.fault("a member loses its disk", "", w.nodes, func() string {
 		n := w.follower(spencer)
 		end(n.keeper, unix.SIGKILL)
-		must1(n.host.Run(w.ctx, "rm", "-rf", data))
+		n.sh("rm -rf " + data + "/*")
 		n.startKeeper()
 		return "it is back, under a new ID, after " + seconds(w.voters(spencer, "bkero", "nibz", "spencer"))
 	})
@@ -113,7 +113,12 @@ func (w *world) story() {
 		if ended == "it ended" {
 			n.startKeeper()
 		}
-		return ended + "; when there is room again, all are there after " + seconds(w.voters(spencer, "bkero", "nibz", "spencer"))
+		took := w.voters(spencer, "bkero", "nibz", "spencer")
+		end(n.keeper, unix.SIGTERM)
+		n.sh("umount " + data + " && rm -rf " + data + "/* && cp -a /mnt/small/. " + data + "/ && umount /mnt/small")
+		n.startKeeper()
+		w.voters(spencer, "bkero", "nibz", "spencer")
+		return ended + "; when there is room again, all are there after " + seconds(took)
 	})
 	w.fault("a node sleeps through many changes", "", without(w.nodes, jo), func() string {
 		must(jo.meshd.Signal(unix.SIGSTOP))
@@ -158,7 +163,7 @@ func (w *world) story() {
 	w.fault("the only member loses its disk", "it begins empty; nodes publish again what is theirs", w.nodes, func() string {
 		spencer.mesh("store", "backup", "/var/tmp/names.jsonl")
 		end(spencer.keeper, unix.SIGKILL)
-		must1(spencer.host.Run(w.ctx, "rm", "-rf", data))
+		spencer.sh("rm -rf " + data + "/*")
 		spencer.startKeeper()
 		w.voters(spencer, "spencer")
 		return "`mesh store restore`: " + strings.TrimSpace(spencer.mesh("store", "restore", "/var/tmp/names.jsonl"))

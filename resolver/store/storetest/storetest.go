@@ -90,6 +90,9 @@ func (m *Memory) Commit(_ context.Context, conds []store.Cond, ops []store.Op) (
 	if m.down {
 		return 0, ErrDown
 	}
+	if len(conds) > 128 || len(ops) > 128 {
+		return 0, errors.New("too many operations, as etcd says")
+	}
 	for _, c := range conds {
 		if m.kvs[c.Key].Modified != c.Rev {
 			return m.rev, store.ErrConflict
