@@ -181,6 +181,8 @@ type Mesh struct {
 	Store   []string `cbor:"4,keyasint"` // etcd endpoints, as https://10.11.0.1:2379
 	Inviter string   `cbor:"5,keyasint"` // node name of the inviter: the first neighbour
 	Port    uint16   `cbor:"6,keyasint"` // the mesh's usual UDP and TCP port
+
+	StorePrefix string `cbor:"7,keyasint,omitempty"` // of its keys in the store; empty: the usual one
 }
 
 func request(key *ecdsa.PrivateKey) ([]byte, error) {

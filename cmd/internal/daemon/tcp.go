@@ -30,7 +30,7 @@ func (d *daemon) serveTCP(ctx context.Context) error {
 		s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Evicted: d.node.Tombstones, Learn: d.node.Learn, Log: d.log,
 			Mesh: func() join.Mesh {
 				c := d.cfg.Load()
-				return join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: endpoints(c, d.id), Inviter: c.Name, Port: uint16(c.Port)}
+				return join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: endpoints(c, d.id), StorePrefix: c.Store.Access.Prefix, Inviter: c.Name, Port: uint16(c.Port)}
 			}}
 		protocols[join.Protocol] = s.Protocol()
 		protocols[""] = s.Protocol()
