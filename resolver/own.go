@@ -241,6 +241,9 @@ func (r *Resolver) want(ctx context.Context, key string, change func(store.Value
 		return false, err
 	}
 	rev, err := r.reconcile(ctx)
+	if err != nil {
+		poke(r.behind) // write tries until it is done, also where the store is there and refuses
+	}
 	r.mu.Lock()
 	landed, conflict := mine.landed, errors.Is(mine.err, ErrTaken)
 	if conflict {
@@ -280,6 +283,7 @@ func (r *Resolver) unwant(ctx context.Context, key string) (landed, added bool, 
 	}
 	rev, err := r.reconcile(ctx)
 	if err != nil {
+		poke(r.behind)
 		return false, true, nil // it is gone from own.json, and leaves the store when that is back
 	}
 	return true, true, r.WaitRevision(ctx, rev)

@@ -109,7 +109,6 @@ func TestRealCoreDNS(t *testing.T) {
 	// 5 of spencer, 2 of its addresses back; printer, lpt and one back; nas and files twice, and two back.
 	until(t, h, "the projection", "mesh status", "project    skydns, written by this node, 16 keys")
 	corefile := `mesh.internal:5353 in-addr.arpa:5353 ip6.arpa:5353 {
-	bind 127.0.0.1
 	errors
 	etcd {
 		path /skydns
