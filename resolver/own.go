@@ -348,6 +348,7 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 	}
 	node := r.own
 	want := maps.Clone(r.own.values)
+	said := r.has(store.NodeKey(self), store.Value{Owner: self, Addrs: node.addrs, Record: node.record})
 	r.mu.Unlock()
 
 	var last int64
@@ -356,11 +357,14 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		last = max(last, rev)
 		errs = append(errs, err)
 	}
-	if node.record != nil {
+	if node.record != nil && !said {
 		note(r.put(ctx, store.NodeKey(self), store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
 	}
 	for key, v := range want {
-		rev, err := r.publish(ctx, key, v.Value)
+		rev, err := int64(0), error(nil)
+		if !r.inLine(key, v.Value) {
+			rev, err = r.publish(ctx, key, v.Value)
+		}
 		r.mu.Lock()
 		v.landed, v.err = err == nil, err
 		r.mu.Unlock()

@@ -121,7 +121,7 @@ func (s *server) run(t *testing.T) (end func()) {
 		said := sync.OnceFunc(func() { close(ready) })
 		defer said()
 		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if strings.Contains(lines.Text(), "ready to serve client requests") {
+			if line := lines.Text(); strings.Contains(line, "ready to serve client requests") || strings.Contains(line, "serving client traffic") { // 3.5, 3.4
 				said()
 			}
 		}
