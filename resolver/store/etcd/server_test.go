@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -107,7 +106,7 @@ func (s *server) run(t *testing.T) (end func()) {
 		args = append(args, "--trusted-ca-file", s.ca, "--client-cert-auth")
 	}
 	cmd := exec.Command(s.program, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = withUs()
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
