@@ -81,12 +81,18 @@ func issue(p place) error {
 	if err != nil {
 		return err
 	}
-	for i, name := range people {
+	// All addresses are everybody's: members look whether a certificate is for where a connection comes from, and on
+	// loopback the kernel chooses that.
+	var addrs []netip.Addr
+	for i := range people {
+		addrs = append(addrs, netip.MustParseAddr(address(i)))
+	}
+	for _, name := range people {
 		key, wg, err := p.paths(name).Keys()
 		if err != nil {
 			return err
 		}
-		cert, err := ca.Issue(name, zone, []netip.Addr{netip.MustParseAddr(address(i))}, &key.PublicKey)
+		cert, err := ca.Issue(name, zone, addrs, &key.PublicKey)
 		if err != nil {
 			return err
 		}
