@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo demo-mesh test test-nss test-net test-store race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net deb repro test-deb cross packages clean
+.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -69,6 +69,12 @@ test-store: ## a mesh of five real nodes and all that can happen to the store th
 	@$(foreach p,mesh meshd meshd-etcd,$(GOBUILD) -o build/$(p) ./cmd/$(p) &&) $(GOBUILD) -o build/storelab ./cmd/internal/storelab
 	build/storelab -o docs/store-faults.md $(ARGS)
 
+test-etcd: ## an etcd that is there already: the store's contract, roles and every error with Debian's etcd 3.5, 3.4 refused, and CoreDNS; needs root
+	@packaging/needs root go iproute2 bind9-dnsutils
+	coredns=$$(packaging/test/coredns) && new=$$(packaging/test/etcd trixie) && old=$$(packaging/test/etcd bookworm) && \
+	export MESH_COREDNS=$$coredns MESH_ETCD=$$new/etcd MESH_ETCDCTL=$$new/etcdctl MESH_ETCD_OLD=$$old/etcd && \
+	go test -count=1 -timeout 10m -v ./resolver/store/etcd && go test -count=1 -v -run 'TestForeignStore|TestProjection|TestRealCoreDNS' ./cmd/meshd
+
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils
 	go test -race -short -p 2 -timeout 15m ./...
@@ -111,6 +117,10 @@ bench-nss: ## lookups at every size and beside every rival, also into docs/nss-s
 bench-net: ## tunnels beside wireguard-go, tinc and nebula, direct, relayed and round a cut, also into docs/net-speed.md; needs root; minutes
 	@packaging/needs root go iproute2 tinc nebula
 	go run ./vpn/bench -full -markdown docs/net-speed.md
+
+bench-store: ## the book of names: a change until getaddrinfo sees it elsewhere, loading, memory, messages, also into docs/store-speed.md; needs root; minutes
+	@packaging/needs root go gcc libc6-dev binutils iproute2
+	go run ./cmd/internal/storebench -markdown docs/store-speed.md
 
 deb: ## build/deb: Debian packages for amd64 and arm64, built and linted in a trixie system of their own; needs root
 	@packaging/needs root go git debootstrap

@@ -230,6 +230,9 @@ func (r *Resolver) want(ctx context.Context, key string, change func(store.Value
 		return false, err
 	}
 	rev, err := r.reconcile(ctx)
+	if err != nil {
+		poke(r.behind) // write tries until it is done, also where the store is there and refuses
+	}
 	r.mu.Lock()
 	landed, conflict := mine.landed, errors.Is(mine.err, ErrTaken)
 	if conflict {
@@ -269,6 +272,7 @@ func (r *Resolver) unwant(ctx context.Context, key string) (landed, added bool, 
 	}
 	rev, err := r.reconcile(ctx)
 	if err != nil {
+		poke(r.behind)
 		return false, true, nil // it is gone from own.json, and leaves the store when that is back
 	}
 	return true, true, r.WaitRevision(ctx, rev)
@@ -337,6 +341,7 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 	}
 	node := r.own
 	want := maps.Clone(r.own.values)
+	said := r.has(store.NodeKey(self), store.Value{Owner: self, Addrs: node.addrs, Record: node.record})
 	r.mu.Unlock()
 
 	var last int64
@@ -345,7 +350,7 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		last = max(last, rev)
 		errs = append(errs, err)
 	}
-	if node.record != nil {
+	if node.record != nil && !said {
 		note(r.put(ctx, store.NodeKey(self), store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
 	}
 	for key, v := range want {
@@ -481,6 +486,12 @@ func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int6
 	return rev, err
 }
 
+// has reports whether the store was last seen to have v, put there by its owner last. r.mu is held.
+func (r *Resolver) has(key string, v store.Value) bool {
+	has := r.values[key]
+	return has != nil && has.err == nil && has.refused == nil && same(has.val, v) && has.val.Seq >= r.seqs[key]
+}
+
 // inPlace reports whether the store has a value of ours and all its claims, as far as it was followed: then there is nothing
 // to ask it. What changes there later is heard of, and looked at again.
 func (r *Resolver) inPlace(key string, v store.Value) (rev int64, ok bool) {
@@ -488,8 +499,7 @@ func (r *Resolver) inPlace(key string, v store.Value) (rev int64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v.Owner = r.cfg.Signer.Name()
-	has := r.values[v.Owner+"/"+key]
-	if has == nil || has.err != nil || has.refused != nil || !same(has.val, v) {
+	if !r.has(v.Owner+"/"+key, v) {
 		return 0, false
 	}
 	for _, c := range claims {
@@ -498,7 +508,7 @@ func (r *Resolver) inPlace(key string, v store.Value) (rev int64, ok bool) {
 			return 0, false
 		}
 	}
-	return has.kv.Modified, true
+	return r.values[v.Owner+"/"+key].kv.Modified, true
 }
 
 // giveUp are the deletions of those claims of a value of ours, as the store has it, that nothing of ours needs any more.

@@ -267,6 +267,9 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 	var records [][]byte
 	r.mu.Lock()
 	for _, c := range changes {
+		if strings.HasPrefix(c.Key, store.LockPrefix) {
+			continue
+		}
 		old, self := r.values[c.Key], r.cfg.Signer.Name()
 		if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
 			poke(r.behind) // somebody, perhaps another than us, has changed what is ours, or a claim that was

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -347,6 +348,45 @@ func FuzzValue(f *testing.F) {
 		v, err := store.Open(key, b, everybody)
 		if err == nil && key != "bkero/hosts/x" {
 			t.Fatalf("%q accepted under %q", v.Owner, key)
+		}
+	})
+}
+
+// refusing is a store that can be read, and changed only while it is willing.
+type refusing struct {
+	storetest.Memory
+	unwilling atomic.Bool
+}
+
+func (s *refusing) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (int64, error) {
+	if s.unwilling.Load() {
+		return 0, errors.New("no permission")
+	}
+	return s.Memory.Commit(ctx, conds, ops)
+}
+
+// What a store refuses that is there otherwise (no permission, no room) lands when it refuses no more.
+func TestRefusedForAWhile(t *testing.T) {
+	run(t, func(t *testing.T, dir func(string) string) {
+		var st refusing
+		a, stop := start(t, dir("a"), "nibz", &st)
+		defer stop()
+		settle()
+		for _, change := range []func() (bool, error){
+			func() (bool, error) { return a.AddHost(t.Context(), host("printer", "10.11.0.77")) },
+			func() (bool, error) { return a.RemoveHost(t.Context(), "printer") },
+		} {
+			st.unwilling.Store(true)
+			if landed, err := change(); landed || err != nil {
+				t.Fatal(landed, err)
+			}
+			settle()
+			_, before, _ := st.Load(t.Context())
+			st.unwilling.Store(false)
+			settle()
+			if _, after, _ := st.Load(t.Context()); after == before || len(a.State().Waiting) > 0 {
+				t.Errorf("it has not landed: %v", a.State().Waiting)
+			}
 		}
 	})
 }

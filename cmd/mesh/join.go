@@ -27,6 +27,7 @@ import (
 
 func (a *app) initCommand() *cobra.Command {
 	c := config.Default()
+	var access storeFlags
 	var prefix, store string
 	var subnets []string
 	cmd := &cobra.Command{
@@ -41,6 +42,9 @@ func (a *app) initCommand() *cobra.Command {
 			}
 			if c.Store, err = config.ParseStore(store); err != nil {
 				return fmt.Errorf("--store: %w", err)
+			}
+			if c.Store.Access, err = access.whole(); err != nil {
+				return err
 			}
 			p, err := choosePrefix(prefix)
 			if err != nil {
@@ -96,6 +100,8 @@ func (a *app) initCommand() *cobra.Command {
 	f.StringVar(&prefix, "prefix", "", "the mesh's IPv4 `prefix`, private (default: a /16 that no route of this machine overlaps)")
 	f.StringVar(&c.Domain, "domain", c.Domain, "the `zone` of the mesh's names")
 	f.StringVar(&store, "store", "embedded", "`where` names are kept: embedded, or URLs of an etcd with commas between them")
+	access.register(f)
+	f.StringVar(&access.Prefix, "store-prefix", "", "what the mesh's `keys` begin with in an etcd elsewhere (default: /mesh/v1/MESH/)")
 	f.IntVar(&c.Port, "port", c.Port, "UDP and TCP `port`")
 	return cmd
 }
@@ -261,6 +267,7 @@ func (a *app) inviteCommand() *cobra.Command {
 
 func (a *app) joinCommand() *cobra.Command {
 	c := config.Default()
+	var access storeFlags
 	var overlap bool
 	var proxy string
 	cmd := &cobra.Command{
@@ -305,8 +312,12 @@ func (a *app) joinCommand() *cobra.Command {
 				if roster, err = r.Identity.CA.ParseRoster(r.Mesh.Roster); err != nil {
 					return fmt.Errorf("the inviter's answer: %w", err)
 				}
-				c.Store = config.Store{Embedded: true}
+				c.Store.Embedded, c.Store.Endpoints = true, nil
 			}
+			if c.Store.Access, err = access.whole(); err != nil {
+				return err
+			}
+			c.Store.Access.Prefix = r.Mesh.StorePrefix
 			if r.Via != "" { // the inviter may be out of our reach
 				c.Connect = append(c.Connect, r.Via)
 			}
@@ -335,6 +346,7 @@ func (a *app) joinCommand() *cobra.Command {
 	f.StringSliceVar(&c.Public, "public", nil, "`host[:port]` at which others reach this machine, if there is one")
 	f.IntVar(&c.Port, "port", c.Port, "UDP and TCP `port` (default: the inviter's)")
 	f.StringVar(&proxy, "proxy", "", "join through this HTTP or SOCKS 5 proxy: a `URL` like http://user:password@host:port or socks5://host:port, or env for what HTTPS_PROXY says")
+	access.register(f)
 	f.BoolVar(&overlap, "allow-overlap", false, "join although a route of this machine overlaps the mesh's prefix")
 	return cmd
 }

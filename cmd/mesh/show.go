@@ -97,6 +97,9 @@ func showStatus(w io.Writer, s api.Status, now time.Time) error {
 		age = p(yellow, "as of "+short(time.Duration(s.Snapshot.Age*float64(time.Second)))+" ago")
 	}
 	fmt.Fprintf(w, "snapshot   %d names, %s, %s\n", s.Snapshot.Names, age, s.Snapshot.Path)
+	for _, x := range s.Projections {
+		showProjection(w, p, x)
+	}
 	for i, x := range s.Evicted {
 		if i == 3 {
 			fmt.Fprintf(w, "%s\n", p(dim, "           and others"))

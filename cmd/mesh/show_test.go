@@ -36,3 +36,18 @@ cellar  10.11.0.6        idle                             -       never        0
 		t.Errorf("got%s\nwant%s", got, want)
 	}
 }
+
+func TestShowProjection(t *testing.T) {
+	var b strings.Builder
+	for _, x := range []api.Projection{{Layout: "skydns", State: "writing", Keys: 7}, {Layout: "hosts", State: "waiting"},
+		{Layout: "hosts", State: "failing", Error: "the store does not answer"}} {
+		showProjection(&b, paint(&b), x)
+	}
+	const want = `project    skydns, written by this node, 7 keys
+project    hosts, another node writes it
+project    hosts, not written: the store does not answer
+`
+	if b.String() != want {
+		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+}

@@ -12,6 +12,7 @@
 //	_claims/names/NAME          who holds a shared short name               (signed by the holder)
 //	_claims/groups/NAME         who holds a shared name of a group          (signed by the holder)
 //	_claims/addrs/ADDRESS       who holds an address of the mesh's prefix   (signed by the holder)
+//	_claims/locks/NAME/…        who does what only one node does at a time  (not signed)
 //
 // The store is a bulletin board, not a trust anchor: whoever can write to it can delete or withhold, but a value that
 // its owner did not sign for exactly this key is refused by every reader.
@@ -70,6 +71,16 @@ type Store interface {
 	// Commit makes all changes if all conditions hold, else none (ErrConflict), and returns the revision.
 	Commit(ctx context.Context, conds []Cond, ops []Op) (int64, error)
 }
+
+// Locker is a Store that can let one of several nodes do something.
+type Locker interface {
+	// Lock waits until nobody else holds the lock and calls f. The lock is given back when f returns, and lost, which
+	// ends f's context, when the store has not heard of this node for a while.
+	Lock(ctx context.Context, key string, f func(context.Context) error) error
+}
+
+// LockPrefix begins the keys of locks, which are nobody's values.
+const LockPrefix = "_claims/locks/"
 
 // DefaultPrefix is where a mesh's keys are by default.
 func DefaultPrefix(mesh string) string { return "/mesh/v1/" + mesh + "/" }

@@ -182,6 +182,8 @@ type Mesh struct {
 	Inviter string   `cbor:"5,keyasint"`           // node name of the inviter: the first neighbour
 	Port    uint16   `cbor:"6,keyasint"`           // the mesh's usual UDP and TCP port
 	Roster  []byte   `cbor:"7,keyasint,omitempty"` // who keeps the store, if the mesh itself does; Store is then of who does not know rosters
+
+	StorePrefix string `cbor:"8,keyasint,omitempty"` // of its keys in the store; empty: the usual one
 }
 
 func request(key *ecdsa.PrivateKey) ([]byte, error) {

@@ -21,13 +21,16 @@ import (
 
 // Status is GET /v1/status: the single source of all that shows how the node is.
 type Status struct {
-	Version  string    `json:"version"`
-	Mesh     string    `json:"mesh"`
-	Domain   string    `json:"domain"`
-	Self     Self      `json:"self"`
-	Peers    []Peer    `json:"peers"`
-	Store    Store     `json:"store"`
-	Snapshot Snapshot  `json:"snapshot"`
+	Version  string   `json:"version"`
+	Mesh     string   `json:"mesh"`
+	Domain   string   `json:"domain"`
+	Self     Self     `json:"self"`
+	Peers    []Peer   `json:"peers"`
+	Store    Store    `json:"store"`
+	Snapshot Snapshot `json:"snapshot"`
+
+	Projections []Projection `json:"projections,omitempty"` // of mesh.toml's project
+
 	Evicted  []Evicted `json:"evicted,omitempty"` // nodes, the latest first, at most twenty
 	Warnings []string  `json:"warnings"`
 }
@@ -87,6 +90,15 @@ type Store struct {
 	Revision  int64     `json:"revision"`
 	Error     string    `json:"error,omitempty"`
 	Waiting   []string  `json:"waiting,omitempty"` // changes made here that are not in it yet
+}
+
+// Projection is a layout of the names for programs that read etcd themselves.
+type Projection struct {
+	Layout  string   `json:"layout"` // "skydns" or "hosts"
+	State   string   `json:"state"`  // "writing", "waiting" (another node writes it) or "failing"
+	Keys    int      `json:"keys"`   // where this node writes
+	Error   string   `json:"error,omitempty"`
+	Foreign []string `json:"foreign,omitempty"` // keys of somebody else, which are left alone, at most ten
 }
 
 // Snapshot is the file that programs' look-ups read.

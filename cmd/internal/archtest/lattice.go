@@ -22,6 +22,7 @@ libnss_mesh: nss/leaf nss(tests)         | is loaded into every program of the m
 libnss_mesh/...: nss/... libnss_mesh/... | tests and measures the module
 resolver/store: -                        | a seam: what is behind it and before it must be replaceable
 resolver/store/etcd: resolver/store resolver/store/storetest(tests) | one store of several
+resolver/project: resolver resolver/store resolver/store/storetest(tests) | writes names for others and never takes them from there
 resolver/dnsd: resolver                  | a door to the View, knows nothing of where names come from
 resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets
@@ -56,9 +57,9 @@ cmd/...: ...                             | the root that introduces the engines 
 // importers says which packages may import a dependency: "dependency: importers… | reason", in the same form. A dependency holds for all below it too; of those that match an import the longest holds.
 const importers = `
 C: libnss_mesh/...                                                                           | everything else is built without cgo, so it never calls getaddrinfo, which may be ours
-go.etcd.io/etcd/client: resolver/store/etcd cmd/meshd-etcd                                   | gRPC and its dependencies stay behind the Store seam
+go.etcd.io/etcd/client: resolver/store/etcd cmd/meshd-etcd cmd/internal/storebench           | gRPC and its dependencies stay behind the Store seam
 go.etcd.io/etcd/api: resolver/store/etcd cmd/meshd-etcd                                      | as the client
-go.etcd.io/etcd/server: cmd/meshd-etcd resolver/store/etcd(tests)                            | a panic or a full disk there must not touch tunnels and names
+go.etcd.io/etcd/server: cmd/meshd-etcd cmd/internal/storebench resolver/store/etcd(tests)    | a panic or a full disk there must not touch tunnels and names
 github.com/miekg/dns: resolver/dnsd                                                          | one place that knows the wire format of DNS
 golang.zx2c4.com/wireguard: vpn vpn/...                                                      | the tunnel engine is replaceable
 github.com/vishvananda/netlink: vpn/netif cmd/internal/lab vpn/bench vpn(tests) | one place that changes the machine's network

@@ -9,6 +9,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/x509"
@@ -67,18 +68,22 @@ type Config struct {
 	MTU       int      `toml:"mtu"`
 	LogLevel  string   `toml:"log_level" comment:"debug, info, warn or error."`
 	Store     Store    `toml:"-"`
+	Project   Project  `toml:"-"`
 }
 
-// file is mesh.toml: Config with the one key whose type varies.
+// file is mesh.toml: Config with the one key whose type varies, and those that belong to it.
 type file struct {
 	Config
 	Store any `toml:"store" comment:"The book of names: \"embedded\" (kept by nodes of the mesh, see mesh store) or a list of etcd endpoints."`
+	Access
+	Project
 }
 
 // Store is where etcd is: embedded on this node, or at endpoints.
 type Store struct {
 	Embedded  bool
 	Endpoints []string
+	Access    Access
 }
 
 // Default returns the configuration that a file's keys are laid over.
@@ -123,6 +128,7 @@ func Parse(b []byte) (*Config, error) {
 	if err := c.Store.set(f.Store); err != nil {
 		return nil, keyError(b, "store", err)
 	}
+	c.Store.Access, c.Project = f.Access, f.Project
 	if key, err := c.check(); err != nil {
 		return nil, keyError(b, key, err)
 	}
@@ -223,8 +229,14 @@ func (c *Config) check() (string, error) {
 	if _, err := c.Level(); err != nil {
 		return "log_level", err
 	}
-	return "", nil
+	if key, err := c.Store.checkAccess(c.Domain); err != nil {
+		return key, err
+	}
+	return c.Project.check(c.StorePrefix())
 }
+
+// StorePrefix is what the mesh's keys begin with in the store.
+func (c *Config) StorePrefix() string { return cmp.Or(c.Store.Access.Prefix, "/mesh/v1/"+c.Mesh+"/") }
 
 // CheckDomain reports whether d can be the zone of a mesh's names: two labels or more, lower case.
 func CheckDomain(d string) error {
@@ -295,7 +307,7 @@ func (c *Config) Level() (l slog.Level, err error) {
 
 // Bytes is the configuration as a file with its comments.
 func (c *Config) Bytes() ([]byte, error) {
-	f := file{Config: *c, Store: c.Store.Endpoints}
+	f := file{Config: *c, Store: c.Store.Endpoints, Access: c.Store.Access, Project: c.Project}
 	if c.Store.Embedded {
 		f.Store = "embedded"
 	}

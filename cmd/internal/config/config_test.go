@@ -17,8 +17,11 @@ import (
 )
 
 func TestRoundTrip(t *testing.T) {
-	for _, st := range []Store{{Embedded: true}, {Endpoints: []string{"https://10.11.0.1:2379", "https://10.11.0.2:2379"}}} {
+	for _, st := range []Store{{Embedded: true}, {Endpoints: []string{"https://10.11.0.1:2379", "https://10.11.0.2:2379"}}, everything().Store} {
 		c := Default()
+		if st.Access != (Access{}) {
+			c.Project = everything().Project
+		}
 		c.Name, c.Prefix, c.Store = "spencer", "10.11.0.0/16", st
 		c.Public, c.Connect, c.Subnet = []string{"198.18.1.2"}, []string{"bkero"}, []string{"10.99.0.0/24#5"}
 		b, err := c.Bytes()
@@ -32,27 +35,52 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// everything is a configuration in which no key has been left out.
+func everything() Config {
+	c := Default()
+	c.Name, c.Prefix = "spencer", "10.11.0.0/16"
+	c.Store = Store{Endpoints: []string{"https://192.0.2.1:2379"}, Access: Access{CA: "/etc/mesh/store/ca.crt", Cert: "/etc/mesh/store/me.crt", Key: "/etc/mesh/store/me.key",
+		User: "spencer", PasswordFile: "/etc/mesh/store/password", Prefix: "/ours/mesh/"}}
+	c.Project = Project{Layouts: []string{"skydns", "hosts"}, SkyDNS: "/dns", Hosts: "/names", TTL: 30}
+	return c
+}
+
 func TestParseErrors(t *testing.T) {
 	good := "name = \"bkero\"\nprefix = \"10.11.0.0/16\"\n"
 	if _, err := Parse([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
 	for in, want := range map[string]string{
-		good + "colour = 1":                         `3: unknown key "colour"`,
-		good + "port = 70000":                       "3: port: 70000",
-		good + "port = \"x\"":                       "3:",
-		good + "mtu = 9000":                         "3: mtu: 9000",
-		good + "store = 7":                          "3: store: want",
-		good + "store = \"etcd\"":                   "3: store: \"etcd\" is neither",
-		good + "store = [\"10.0.0.1\"]":             "3: store: \"10.0.0.1\" is not an endpoint",
-		good + "public = [\"a:b:c\"]":               "3: public:",
-		good + "connect = [\"A\"]":                  "3: connect:",
-		good + "domain = \"mesh\"":                  "3: domain:",
-		good + "log_level = \"loud\"":               "3: log_level:",
-		good + "interface = \"a b\"":                "3: interface:",
-		"name = \"bkero\"\nprefix = \"8.8.0.0/16\"": "2: prefix: 8.8.0.0/16 is not a private",
-		"prefix = \"10.11.0.0/16\"":                 " name: node name is empty",
-		"name = ":                                   "1:",
+		good + "colour = 1":                              `3: unknown key "colour"`,
+		good + "port = 70000":                            "3: port: 70000",
+		good + "port = \"x\"":                            "3:",
+		good + "mtu = 9000":                              "3: mtu: 9000",
+		good + "store = 7":                               "3: store: want",
+		good + "store = \"etcd\"":                        "3: store: \"etcd\" is neither",
+		good + "store = [\"10.0.0.1\"]":                  "3: store: \"10.0.0.1\" is not an endpoint",
+		good + "public = [\"a:b:c\"]":                    "3: public:",
+		good + "store_user = \"x\"":                      "3: store_user: it is for a store elsewhere",
+		good + "store = \"embedded\"\nstore_ca = \"/a\"": "4: store_ca: it is for a store elsewhere",
+		good + "store = [\"https://10.0.0.1:2379\"]\nstore_ca = \"a\"":                             "4: store_ca: \"a\" is not a whole path",
+		good + "store = [\"https://10.0.0.1:2379\"]\nstore_key = \"/a\"":                           "4: store_key: a certificate and its key",
+		good + "store = [\"https://10.0.0.1:2379\"]\nstore_user = \"a\"":                           "4: store_user: a user and a password",
+		good + "store = [\"https://10.0.0.1:2379\"]\nstore_password = \"a\"":                       "4: unknown key \"store_password\"",
+		good + "store = [\"https://10.0.0.1:2379\"]\nstore_prefix = \"/a\"":                        "4: store_prefix:",
+		good + "store = [\"https://10.0.0.1:1\",\"http://10.0.0.1:2\"]":                            "3: store: the endpoints must all be",
+		good + "store = [\"https://nas.mesh.internal:1\"]":                                         "3: store: nas.mesh.internal is a name of this mesh",
+		good + "store = [\"http://10.0.0.1:1\"]\nstore_ca = \"/a\"":                                "4: store_ca: certificates are for https",
+		good + "store = [\"http://10.0.0.1:1\"]\nstore_user = \"a\"\nstore_password_file = \"/p\"": "4: store_user: the password would cross the network",
+		good + "project = [\"bind\"]":                                                              "3: project: \"bind\" is not",
+		good + "project_skydns = \"/mesh/v1\"":                                                     "3: project_skydns: \"/mesh/v1\" and the mesh's own keys",
+		good + "project = [\"skydns\", \"hosts\"]\nproject_hosts = \"/skydns/x\"":                  "4: project_hosts:",
+		good + "project_ttl = 100000":                                                              "3: project_ttl: 100000",
+		good + "connect = [\"A\"]":                                                                 "3: connect:",
+		good + "domain = \"mesh\"":                                                                 "3: domain:",
+		good + "log_level = \"loud\"":                                                              "3: log_level:",
+		good + "interface = \"a b\"":                                                               "3: interface:",
+		"name = \"bkero\"\nprefix = \"8.8.0.0/16\"":                                                "2: prefix: 8.8.0.0/16 is not a private",
+		"prefix = \"10.11.0.0/16\"":                                                                " name: node name is empty",
+		"name = ":                                                                                  "1:",
 	} {
 		if _, err := Parse([]byte(in)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: got %v, want %q", in, err, want)
@@ -117,6 +145,12 @@ func TestState(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("name = \"bkero\"\nprefix = \"10.11.0.0/16\"\nstore = [\"https://a:1\"]\n"))
+	c := everything()
+	all, err := c.Bytes()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(all)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := Parse(b)
 		if err != nil {
@@ -138,8 +172,7 @@ func TestManual(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Default()
-	c.Name, c.Prefix, c.Store.Embedded = "spencer", "10.11.0.0/16", true
+	c := everything()
 	b, err := c.Bytes()
 	if err != nil {
 		t.Fatal(err)

@@ -104,6 +104,12 @@ func (d *daemon) status() api.Status {
 			s.Warnings = append(s.Warnings, "the store is unreachable: names are as they were last seen, and changes made here wait")
 		}
 	}
+	s.Projections = d.projected()
+	for _, p := range s.Projections {
+		for _, key := range p.Foreign {
+			s.Warnings = append(s.Warnings, key+" was written by somebody else and is left alone: programs that read etcd do not see the mesh's name there")
+		}
+	}
 	for _, r := range st.Refused {
 		s.Warnings = append(s.Warnings, "not accepted from the store: "+r)
 	}
@@ -236,7 +242,7 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 	if err := d.book.Add(t.Secret, t.Name, addr, expires, q.Subnets...); err != nil {
 		return nil, err
 	}
-	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires, Warning: warning}, nil
+	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires, Warning: strings.Join(slices.DeleteFunc([]string{warning, storeAccess(c, t.Name)}, func(s string) bool { return s == "" }), "; ")}, nil
 }
 
 func evicted(t *identity.Tombstone) api.Evicted {

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -29,6 +30,7 @@ import (
 	"mesh.internal/mesh/cmd/internal/scripts"
 	"mesh.internal/mesh/resolver"
 	"mesh.internal/mesh/resolver/dnsd"
+	"mesh.internal/mesh/resolver/project"
 	"mesh.internal/mesh/resolver/store"
 	"mesh.internal/mesh/vpn"
 	"mesh.internal/mesh/vpn/identity"
@@ -60,6 +62,8 @@ type daemon struct {
 	scripts  *scripts.Runner
 	watchers atomic.Int64
 
+	projecting map[string]*project.Writer // by layout
+
 	introducing sync.Mutex // held by introduce, so that no older state comes after a newer one
 
 	mu       sync.Mutex // guards warnings
@@ -68,8 +72,11 @@ type daemon struct {
 
 // Check reads everything that Run starts from and touches nothing.
 func Check(paths config.Paths) error {
-	_, _, err := load(paths)
-	return err
+	c, _, err := load(paths)
+	if err != nil {
+		return err
+	}
+	return checkStore(c)
 }
 
 func load(paths config.Paths) (*config.Config, *identity.Identity, error) {
@@ -132,6 +139,7 @@ func Run(ctx context.Context, opts Options) error {
 		rc.Store = st
 	}
 	d.names = resolver.New(rc)
+	d.projecting = d.projections(c, rc.Store)
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -160,6 +168,9 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(d.afterLoading(d.serveAPI))
 		goRun(d.reload)
 		goRun(d.watchdog)
+		for _, w := range d.projecting {
+			goRun(w.Run)
+		}
 	case <-ctx.Done():
 	}
 	<-ctx.Done()
@@ -280,8 +291,8 @@ func (d *daemon) reload(ctx context.Context) error {
 		d.warn("reload", "")
 		old := d.cfg.Load()
 		if c.Name != old.Name || c.Mesh != old.Mesh || c.Domain != old.Domain || c.Prefix != old.Prefix || c.Port != old.Port ||
-			c.Interface != old.Interface || c.MTU != old.MTU || c.Store.Embedded != old.Store.Embedded ||
-			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || c.PortMap != old.PortMap || c.LAN != old.LAN || !slices.Equal(c.Subnet, old.Subnet) || !slices.Equal(c.Store.Endpoints, old.Store.Endpoints) || !slices.Equal(c.Connect, old.Connect) {
+			c.Interface != old.Interface || c.MTU != old.MTU ||
+			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || c.PortMap != old.PortMap || c.LAN != old.LAN || !slices.Equal(c.Subnet, old.Subnet) || !reflect.DeepEqual(c.Store, old.Store) || !reflect.DeepEqual(c.Project, old.Project) || !slices.Equal(c.Connect, old.Connect) {
 			d.warn("reload", "only public and log_level take effect at once; restart meshd for the rest")
 		}
 		next := *old

@@ -24,7 +24,7 @@ func TestPace(t *testing.T) {
 		first := make(chan struct{})
 		close(first)
 		writes, keeps := 0, 0
-		pace(ctx, first, next, func() {
+		Pace(ctx, first, next, func() {
 			if writes == 0 && time.Since(at) != 0 {
 				t.Errorf("the first change waited for %s", time.Since(at))
 			}

@@ -40,7 +40,7 @@ func (d *daemon) writeSnapshots(changed <-chan struct{}) func(context.Context) e
 				nss.WriteFile(d.opts.Paths.Snapshot(), s)
 			}
 		}
-		pace(ctx, changed, d.names.Changed, func() {
+		Pace(ctx, changed, d.names.Changed, func() {
 			d.write(d.opts.Paths.Snapshot())
 			sd.SdNotify(false, sd.SdNotifyReady) // names resolve; saying it again does no harm
 		}, func() { d.write(kept) })
@@ -48,9 +48,9 @@ func (d *daemon) writeSnapshots(changed <-chan struct{}) func(context.Context) e
 	}
 }
 
-// pace calls write when changed is closed, again when what next returned before that is, and rests in between; and keep
+// Pace calls write when changed is closed, again when what next returned before that is, and rests in between; and keep
 // after a write, at most once in keepEvery, and before it returns.
-func pace(ctx context.Context, changed <-chan struct{}, next func() <-chan struct{}, write, keep func()) {
+func Pace(ctx context.Context, changed <-chan struct{}, next func() <-chan struct{}, write, keep func()) {
 	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
 	behind := false

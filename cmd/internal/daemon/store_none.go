@@ -24,3 +24,7 @@ func askMember(_ context.Context, _ string, _ *tls.Config, v *api.Voter) {
 }
 
 func memberNames(context.Context, string, *tls.Config) []string { return nil }
+
+func checkStore(*config.Config) error { return nil }
+
+func under(store.Store, string) store.Store { return nil }

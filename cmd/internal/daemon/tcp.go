@@ -30,7 +30,7 @@ func (d *daemon) serveTCP(ctx context.Context) error {
 		s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Evicted: d.node.Tombstones, Learn: d.node.Learn, Log: d.log,
 			Mesh: func() join.Mesh {
 				c := d.cfg.Load()
-				m := join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: d.endpoints(), Inviter: c.Name, Port: uint16(c.Port)}
+				m := join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: d.endpoints(), StorePrefix: c.Store.Access.Prefix, Inviter: c.Name, Port: uint16(c.Port)}
 				if r := d.node.Roster(); r != nil && d.ownStore() {
 					m.Roster = r.Bytes()
 				}

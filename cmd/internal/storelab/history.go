@@ -127,12 +127,22 @@ func (h *history) watch(ctx context.Context, n *node) {
 			return
 		case <-tick.C:
 		}
-		var hosts api.Hosts
-		if n.ask("GET", "/v1/hosts", nil, &hosts) == nil {
-			h.look(n, hosts)
+		if n.look() == nil {
 			h.looked.Add(1)
 		}
 	}
+}
+
+// look looks at what a node shows: one answer after the other, so that none passes for a step back that is only late.
+func (n *node) look() error {
+	n.looking.Lock()
+	defer n.looking.Unlock()
+	var hosts api.Hosts
+	if err := n.ask("GET", "/v1/hosts", nil, &hosts); err != nil {
+		return err
+	}
+	n.w.history.look(n, hosts)
+	return nil
 }
 
 // look demands of what a node shows that it is right, and never goes back.
@@ -188,19 +198,26 @@ func (h *history) wanted(of []*node) map[string]int {
 	return out
 }
 
-// shows reports what a node does not show of what it is to.
-func (n *node) shows(want map[string]int) error {
-	var hosts api.Hosts
-	if err := n.ask("GET", "/v1/hosts", nil, &hosts); err != nil {
-		return err
+func (h *history) ownerOf(name string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if w := h.names[name]; w != nil {
+		return w.by
 	}
-	n.w.history.look(n, hosts)
+	return ""
+}
+
+// shows reports what a node does not show of what it is to, and the name.
+func (n *node) shows(want map[string]int) (string, error) {
+	if err := n.look(); err != nil {
+		return n.name, err
+	}
 	n.w.history.mu.Lock()
 	defer n.w.history.mu.Unlock()
 	for name, version := range want {
 		if got := n.w.history.seen[n.name][name]; got < version {
-			return fmt.Errorf("%s shows version %d of %s, not yet %d", n.name, got, name, version)
+			return name, fmt.Errorf("%s shows version %d of %s, not yet %d", n.name, got, name, version)
 		}
 	}
-	return nil
+	return "", nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,8 @@ type node struct {
 	link   *lab.Link
 	meshd  *lab.Process
 	keeper *lab.Process // meshd-etcd
+
+	looking sync.Mutex // held while somebody looks at what it shows
 }
 
 func (w *world) node(name string, router *lab.Host) *node {
@@ -157,12 +160,23 @@ func (w *world) same(nodes ...*node) time.Duration {
 	want := w.history.wanted(nodes)
 	return w.until("all nodes show the same", func() error {
 		for _, n := range nodes {
-			if err := n.shows(want); err != nil {
-				return err
+			if name, err := n.shows(want); err != nil {
+				return fmt.Errorf("%w; its owner says:\n%s", err, w.called(w.history.ownerOf(name)).explain(name))
 			}
 		}
 		return nil
 	})
+}
+
+// explain is what a node knows of a name, in words.
+func (n *node) explain(name string) string {
+	ctx, cancel := context.WithTimeout(n.w.ctx, 5*time.Second)
+	defer cancel()
+	out, err := n.host.Command(ctx, "mesh", "why", name).CombinedOutput()
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
 }
 
 func (n *node) keepLogs(dir string) {

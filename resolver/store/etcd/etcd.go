@@ -14,53 +14,66 @@ import (
 	"sync"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
-	"google.golang.org/grpc/status"
 
 	"mesh.internal/mesh/resolver/store"
 )
 
 // Config says which cluster, and as whom.
 type Config struct {
-	Endpoints          []string // https://ADDRESS:PORT
-	Prefix             string   // of every key; see store.DefaultPrefix
-	TLS                *tls.Config
-	Username, Password string // optional
+	Endpoints []string // https://ADDRESS:PORT
+	Prefix    string   // of every key; see store.DefaultPrefix
+	TLS       *tls.Config
+	User      string // optional: whose password is in Files
+	Files     Files
 }
 
-// Store is a cluster. It implements store.Store.
+// secure reports whether TLS is spoken.
+func (c Config) secure() bool {
+	return len(c.Endpoints) > 0 && strings.HasPrefix(c.Endpoints[0], "https:")
+}
+
+// Store is a cluster. It implements store.Store and store.Locker.
 type Store struct {
 	c      *clientv3.Client
 	prefix string
-
-	mu    sync.Mutex
-	moved chan struct{} // closed and replaced when the store begins anew
-	known chan struct{} // moved when Load was called last
+	links  *links
+	login  *login // nil: without user and password
+	place  *place
 }
 
 // Open prepares the client; it connects when it is first used, and again by itself whenever it has to.
 func Open(cfg Config) (*Store, error) {
-	c, err := clientv3.New(clientv3.Config{
-		Endpoints: cfg.Endpoints, TLS: cfg.TLS, Username: cfg.Username, Password: cfg.Password,
+	s := &Store{prefix: cfg.Prefix, links: &links{cfg: cfg}, place: newPlace()}
+	s.links.met.Store(-1)
+	options := s.links.options()
+	if cfg.User != "" {
+		s.login = &login{user: cfg.User, files: cfg.Files}
+		options = append(options, grpc.WithPerRPCCredentials(s.login))
+	}
+	var err error
+	s.c, err = clientv3.New(clientv3.Config{
+		Endpoints: cfg.Endpoints, DialOptions: options,
 		DialTimeout: 5 * time.Second,
 		// A server that is gone without a word is noticed after at most 5 s.
 		DialKeepAliveTime: 3 * time.Second, DialKeepAliveTimeout: 2 * time.Second, PermitWithoutStream: false,
 		BackoffWaitBetween: 100 * time.Millisecond, MaxUnaryRetries: 2,
 		Logger: zap.NewNop(), // what matters is in the errors
-		// gRPC's own pauses between attempts grow to two minutes, in which a store that is back would not be seen.
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 3 * time.Second})},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("preparing the etcd client: %w", err)
 	}
-	return &Store{c: c, prefix: cfg.Prefix, moved: make(chan struct{})}, nil
+	return s, nil
+}
+
+// Under is the same cluster with another prefix. Closing either closes both.
+func (s *Store) Under(prefix string) *Store {
+	other := *s
+	other.prefix = prefix
+	return &other
 }
 
 // Close ends the client.
@@ -71,18 +84,20 @@ const pageSize = 1000
 
 // Load implements store.Store.
 func (s *Store) Load(ctx context.Context) ([]store.KV, int64, error) {
-	s.mu.Lock()
-	s.known = s.moved
-	s.mu.Unlock()
+	s.place.loading()
 	var out []store.KV
 	var rev int64
 	from, end := s.prefix, clientv3.GetPrefixRangeEnd(s.prefix)
 	for {
 		// All pages at the revision of the first, so that together they are one moment.
-		r, err := s.c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(rev),
-			clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+		var r *clientv3.GetResponse
+		err := s.do(ctx, func(ctx context.Context) (err error) {
+			r, err = s.c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(rev),
+				clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+			return err
+		})
 		if err != nil {
-			return nil, 0, explain(err)
+			return nil, 0, err
 		}
 		if rev == 0 {
 			rev = r.Header.Revision
@@ -99,9 +114,13 @@ func (s *Store) Load(ctx context.Context) ([]store.KV, int64, error) {
 
 // Get implements store.Store.
 func (s *Store) Get(ctx context.Context, key string) (store.KV, error) {
-	r, err := s.c.Get(ctx, s.prefix+key)
+	var r *clientv3.GetResponse
+	err := s.do(ctx, func(ctx context.Context) (err error) {
+		r, err = s.c.Get(ctx, s.prefix+key)
+		return err
+	})
 	if err != nil {
-		return store.KV{}, explain(err)
+		return store.KV{}, err
 	}
 	out := store.KV{Key: key}
 	if len(r.Kvs) > 0 {
@@ -117,9 +136,7 @@ func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Cha
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
-	s.mu.Lock()
-	moved := s.known
-	s.mu.Unlock()
+	moved := s.place.loaded()
 	wg.Go(func() { s.untilLost(ctx, cancel) })
 	wg.Go(func() {
 		select {
@@ -128,8 +145,12 @@ func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Cha
 			cancel(errMoved)
 		}
 	})
-	// Without WithRequireLeader a member cut off from the others would leave us stale, silently.
-	for r := range s.c.Watch(clientv3.WithRequireLeader(ctx), s.prefix, clientv3.WithPrefix(), clientv3.WithRev(rev+1)) {
+	return s.do(ctx, func(ctx context.Context) error { return s.watch(ctx, &rev, f) })
+}
+
+// watch is Follow on one watch. It moves rev on, so that it can be called again.
+func (s *Store) watch(ctx context.Context, rev *int64, f func(int64, []store.Change)) error {
+	for r := range s.c.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(*rev+1)) {
 		if r.CompactRevision != 0 {
 			return store.ErrGap
 		}
@@ -137,7 +158,7 @@ func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Cha
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			return explain(err)
+			return canceled(err)
 		}
 		if len(r.Events) == 0 {
 			continue
@@ -149,7 +170,8 @@ func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Cha
 				Deleted: e.Type == clientv3.EventTypeDelete,
 			})
 		}
-		f(r.Header.Revision, changes)
+		*rev = r.Header.Revision
+		f(*rev, changes)
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -199,29 +221,16 @@ func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) 
 			thens = append(thens, clientv3.OpPut(s.prefix+o.Key, string(o.Value)))
 		}
 	}
-	r, err := s.c.Txn(ctx).If(ifs...).Then(thens...).Commit()
+	var r *clientv3.TxnResponse
+	err := s.do(ctx, func(ctx context.Context) (err error) {
+		r, err = s.c.Txn(ctx).If(ifs...).Then(thens...).Commit()
+		return err
+	})
 	if err != nil {
-		return 0, explain(err)
+		return 0, err
 	}
 	if !r.Succeeded {
 		return r.Header.Revision, store.ErrConflict
 	}
 	return r.Header.Revision, nil
-}
-
-// explain puts etcd's errors into words that say what to do.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, rpctypes.ErrNoSpace):
-		return fmt.Errorf("the store is full (NOSPACE alarm): it can be read but not changed until it is compacted: %w", err)
-	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		return fmt.Errorf("the store does not let this node do that: ask whoever runs it for the permission: %w", err)
-	case errors.Is(err, rpctypes.ErrAuthFailed), errors.Is(err, rpctypes.ErrInvalidAuthToken):
-		return fmt.Errorf("the store refuses the user or the password: %w", err)
-	case errors.Is(err, rpctypes.ErrNoLeader):
-		return fmt.Errorf("the store has no leader: most of its members are down or cut off: %w", err)
-	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.Unavailable:
-		return fmt.Errorf("the store does not answer: %w", err)
-	}
-	return err
 }

@@ -5,11 +5,9 @@ package etcd
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
 // Member is a member of a cluster, as the others know it.
@@ -34,27 +32,27 @@ type Health struct {
 
 // Admin talks to one member. Its calls need the permissions of etcd's role root, but for Members and Health.
 type Admin struct {
-	c        *clientv3.Client
+	s        *Store
 	endpoint string
 }
 
 // Dial prepares an Admin for the member at an endpoint; nothing is sent before its first call.
 func Dial(endpoint string, t *tls.Config) (*Admin, error) {
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, TLS: t, DialTimeout: 3 * time.Second, Logger: zap.NewNop()})
+	s, err := Open(Config{Endpoints: []string{endpoint}, TLS: t})
 	if err != nil {
-		return nil, fmt.Errorf("preparing the etcd client: %w", err)
+		return nil, err
 	}
-	return &Admin{c, endpoint}, nil
+	return &Admin{s, endpoint}, nil
 }
 
 // Close ends the client.
-func (a *Admin) Close() error { return a.c.Close() }
+func (a *Admin) Close() error { return a.s.Close() }
 
 // Members lists all. It does not need a majority of them, and may then be behind.
 func (a *Admin) Members(ctx context.Context) ([]Member, error) {
-	r, err := a.c.MemberList(ctx, clientv3.WithSerializable())
+	r, err := a.s.c.MemberList(ctx, clientv3.WithSerializable())
 	if err != nil {
-		return nil, explain(err)
+		return nil, a.s.explain(err)
 	}
 	var out []Member
 	for _, m := range r.Members {
@@ -65,31 +63,31 @@ func (a *Admin) Members(ctx context.Context) ([]Member, error) {
 
 // AddLearner makes a place for a member without a vote.
 func (a *Admin) AddLearner(ctx context.Context, peer string) (id uint64, err error) {
-	r, err := a.c.MemberAddAsLearner(ctx, []string{peer})
+	r, err := a.s.c.MemberAddAsLearner(ctx, []string{peer})
 	if err != nil {
-		return 0, explain(err)
+		return 0, a.s.explain(err)
 	}
 	return r.Member.ID, nil
 }
 
 // Promote gives a learner its vote. It fails as long as that is not up to date.
 func (a *Admin) Promote(ctx context.Context, id uint64) error {
-	_, err := a.c.MemberPromote(ctx, id)
-	return explain(err)
+	_, err := a.s.c.MemberPromote(ctx, id)
+	return a.s.explain(err)
 }
 
 // Remove takes a member away for good: it cannot come back under this ID.
 func (a *Admin) Remove(ctx context.Context, id uint64) error {
-	_, err := a.c.MemberRemove(ctx, id)
-	return explain(err)
+	_, err := a.s.c.MemberRemove(ctx, id)
+	return a.s.explain(err)
 }
 
 // Health asks the member how it is.
 func (a *Admin) Health(ctx context.Context) (Health, error) {
 	begin := time.Now()
-	r, err := a.c.Status(ctx, a.endpoint)
+	r, err := a.s.c.Status(ctx, a.endpoint)
 	if err != nil {
-		return Health{}, explain(err)
+		return Health{}, a.s.explain(err)
 	}
 	return Health{ID: r.Header.MemberId, Leader: r.Leader, Version: r.Version, Learner: r.IsLearner, Size: r.DbSize, Used: r.DbSizeInUse,
 		Quota: r.DbSizeQuota, Index: r.RaftIndex, Problems: r.Errors, Answered: time.Since(begin)}, nil

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,5 +74,36 @@ func Test(t *testing.T, s store.Store, compact func(rev int64)) {
 	err = s.Follow(ctx, begin, func(rev int64, changes []store.Change) { t.Errorf("followed a compacted store: %d %v", rev, changes) })
 	if !errors.Is(err, store.ErrGap) {
 		t.Errorf("following from before a compaction: %v", err)
+	}
+	if l, ok := s.(store.Locker); ok {
+		testLock(t, ctx, l)
+	}
+}
+
+// testLock holds a store against store.Locker: of two who want a lock the second waits until the first gives it back.
+func testLock(t *testing.T, ctx context.Context, l store.Locker) {
+	t.Helper()
+	held, second := make(chan struct{}), make(chan error, 1)
+	var free atomic.Bool
+	go func() {
+		<-held
+		second <- l.Lock(ctx, store.LockPrefix+"test", func(context.Context) error {
+			if !free.Load() {
+				return errors.New("two hold one lock")
+			}
+			return nil
+		})
+	}()
+	told := errors.New("what f says")
+	err := l.Lock(ctx, store.LockPrefix+"test", func(ctx context.Context) error {
+		close(held)
+		if err := l.Lock(ctx, store.LockPrefix+"other", func(context.Context) error { return nil }); err != nil {
+			t.Errorf("another lock: %v", err)
+		}
+		free.Store(true) // before the lock is given back
+		return told
+	})
+	if err2 := <-second; !errors.Is(err, told) || err2 != nil {
+		t.Errorf("locked: %v, %v", err, err2)
 	}
 }

@@ -25,6 +25,7 @@ type Memory struct {
 	kvs       map[string]store.KV
 	log       []entry
 	down      bool
+	locks     map[string]bool
 	changed   chan struct{} // closed and replaced at every change of the fields above
 }
 
@@ -163,4 +164,45 @@ func (m *Memory) Follow(ctx context.Context, rev int64, f func(int64, []store.Ch
 			rev = e.rev
 		}
 	}
+}
+
+// Lock implements store.Locker. The lock is never lost.
+func (m *Memory) Lock(ctx context.Context, key string, f func(context.Context) error) error {
+	for {
+		m.mu.Lock()
+		if m.changed == nil {
+			m.changed = make(chan struct{})
+		}
+		changed, err := m.changed, error(nil)
+		if m.down {
+			err = ErrDown
+		}
+		mine := err == nil && !m.locks[key]
+		if mine {
+			if m.locks == nil {
+				m.locks = map[string]bool{}
+			}
+			m.locks[key] = true
+		}
+		m.mu.Unlock()
+		switch {
+		case err != nil:
+			return err
+		case mine:
+			defer m.unlock(key)
+			return f(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+func (m *Memory) unlock(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.locks, key)
+	m.wake()
 }
