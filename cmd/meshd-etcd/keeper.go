@@ -48,6 +48,9 @@ type keeper struct {
 // errAgain says that what is to be done has changed, and that this process must begin anew to do it.
 var errAgain = errors.New("what is to be done has changed")
 
+// errGone says that the others have let this member go, so that it can never come back with the files that it has.
+var errGone = errors.New("the others have let this member go")
+
 // run keeps what is to be kept until ctx ends, or until it is errAgain.
 func (k *keeper) run(ctx context.Context) error {
 	told := false
@@ -70,6 +73,9 @@ func (k *keeper) run(ctx context.Context) error {
 			return err
 		}
 		err = k.serve(ctx, v)
+		if errors.Is(err, errGone) { // now that nothing uses them
+			err = cmp.Or(k.aside(v.Epoch), errAgain)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -153,7 +159,7 @@ func (k *keeper) serve(ctx context.Context, v *config.Voter) error {
 				leave = time.Now().Add(leaveIn)
 				k.say("leaving the store")
 			case !mine && time.Now().After(leave):
-				return cmp.Or(k.aside(v.Epoch), errAgain)
+				return errGone
 			case mine && ready == nil:
 				if due.now(k.whenAgain(v, next, allowed, k.peers(next, e.Server))) {
 					return errAgain
@@ -273,5 +279,5 @@ func (k *keeper) ended(ctx context.Context, v *config.Voter, why error) error {
 		return fmt.Errorf("%w", why)
 	}
 	k.say("the others have let this member go")
-	return cmp.Or(k.aside(v.Epoch), errAgain)
+	return errGone
 }

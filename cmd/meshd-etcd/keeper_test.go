@@ -33,6 +33,8 @@ type cluster struct {
 	run   config.Paths // where meshd says it
 	nodes map[string]*member
 	log   *os.File // what the keepers say
+
+	evicted string
 }
 
 // memberVar has this test's program be a keeper: its name, its address, and its folders.
@@ -107,7 +109,9 @@ func newCluster(t *testing.T, names ...string) *cluster {
 func (c *cluster) say(epoch uint32, names ...string) {
 	v := &config.Voter{Mesh: "test", Epoch: epoch}
 	for name := range c.nodes {
-		v.Members = append(v.Members, name)
+		if name != c.evicted {
+			v.Members = append(v.Members, name)
+		}
 	}
 	slices.Sort(v.Members)
 	for _, n := range names {
@@ -336,6 +340,21 @@ func TestLife(t *testing.T) {
 	if got := d.get(c.nodes["c"], "a/node"); got != "4" {
 		t.Errorf("the last one has %q", got)
 	}
+
+	// Who is evicted reads nothing any more.
+	c.evicted = "d"
+	c.say(1, "c")
+	s, last := d.store(c.nodes["c"]), error(nil)
+	for range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		_, last = s.Get(ctx, "a/node")
+		cancel()
+		if last != nil && strings.Contains(last.Error(), "permission") {
+			return
+		}
+		d.k.pause(t.Context())
+	}
+	t.Errorf("d, evicted, reads: %v", last)
 }
 
 // greet opens a connection to another's peer port and asks for something.
