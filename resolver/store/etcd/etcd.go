@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -84,7 +85,7 @@ const pageSize = 1000
 
 // Load implements store.Store.
 func (s *Store) Load(ctx context.Context) ([]store.KV, int64, error) {
-	s.place.loading()
+	here := s.place.now()
 	var out []store.KV
 	var rev int64
 	from, end := s.prefix, clientv3.GetPrefixRangeEnd(s.prefix)
@@ -106,6 +107,7 @@ func (s *Store) Load(ctx context.Context) ([]store.KV, int64, error) {
 			out = append(out, store.KV{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Modified: kv.ModRevision})
 		}
 		if !r.More {
+			s.place.loading(here, out)
 			return out, rev, nil
 		}
 		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
@@ -137,7 +139,14 @@ func (s *Store) Follow(ctx context.Context, rev int64, f func(int64, []store.Cha
 	defer wg.Wait()
 	defer cancel(nil)
 	moved := s.place.loaded()
-	wg.Go(func() { s.untilLost(ctx, cancel) })
+	var seen atomic.Int64
+	seen.Store(rev)
+	tell := f
+	f = func(rev int64, changes []store.Change) {
+		seen.Store(rev)
+		tell(rev, changes)
+	}
+	wg.Go(func() { s.untilLost(ctx, cancel, &seen) })
 	wg.Go(func() {
 		select {
 		case <-ctx.Done():
@@ -182,9 +191,9 @@ func (s *Store) watch(ctx context.Context, rev *int64, f func(int64, []store.Cha
 // reconnectIn is how long a connection may be away before the store counts as lost.
 const reconnectIn = 2 * time.Second
 
-// untilLost cancels when no endpoint has been reachable for reconnectIn. The client itself would go on looking for one
-// and say nothing.
-func (s *Store) untilLost(ctx context.Context, cancel context.CancelCauseFunc) {
+// untilLost cancels when no endpoint has been reachable for reconnectIn, or when what is reached again is another store than
+// before. The client itself would go on looking, or wait for a revision that may never come, and say nothing.
+func (s *Store) untilLost(ctx context.Context, cancel context.CancelCauseFunc, seen *atomic.Int64) {
 	conn := s.c.ActiveConnection()
 	for {
 		state := conn.GetState()
@@ -202,6 +211,10 @@ func (s *Store) untilLost(ctx context.Context, cancel context.CancelCauseFunc) {
 		stop()
 		if state != connectivity.Ready {
 			cancel(errors.New("the connection to the store is lost: nobody answers at any endpoint"))
+			return
+		}
+		if s.anew(ctx, seen) {
+			cancel(errMoved)
 			return
 		}
 	}
