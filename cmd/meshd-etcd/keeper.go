@@ -26,7 +26,6 @@ import (
 const (
 	lookEvery  = time.Second      // at the file of meshd, and at what is to be done
 	aloneAfter = 30 * time.Second // a member that waits for a majority counts as up, so that booting goes on
-	leaveIn    = time.Minute      // that the others have to let a member go
 	turn       = 2 * time.Second  // between the restarts of two members for the same reason
 	settled    = 10 * time.Second // what a member is restarted for, and can wait, has to hold
 )
@@ -124,7 +123,7 @@ func (k *keeper) serve(ctx context.Context, v *config.Voter) error {
 	defer tick.Stop()
 	ready, d := e.Server.ReadyNotify(), &duty{k: k, server: e.Server}
 	d.away = map[types.ID]time.Time{}
-	var leave time.Time
+	leaving := false
 	var due timer
 	for {
 		select {
@@ -155,11 +154,9 @@ func (k *keeper) serve(ctx context.Context, v *config.Voter) error {
 			case next.Epoch != v.Epoch:
 				k.say("the store begins anew")
 				return errAgain
-			case !mine && leave.IsZero():
-				leave = time.Now().Add(leaveIn)
+			case !mine && !leaving: // the others need its vote until they have let it go
+				leaving = true
 				k.say("leaving the store")
-			case !mine && time.Now().After(leave):
-				return errGone
 			case mine && ready == nil:
 				if due.now(k.whenAgain(v, next, allowed, k.peers(next, e.Server))) {
 					return errAgain

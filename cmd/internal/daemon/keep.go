@@ -30,7 +30,7 @@ const (
 	keeper    = "meshd-etcd"
 	etcdPort  = "2379"
 	lookEvery = 30 * time.Second // at round trips between members
-	leaveIn   = 2 * time.Minute  // that meshd-etcd has to leave, from when the roster was made
+	leaveIn   = 2 * time.Minute  // that a member has to go, before the others are asked whether they have let it
 )
 
 // ownStore reports whether the mesh keeps its store itself: the configuration says so, or, as on nodes that joined before
@@ -122,7 +122,7 @@ func (d *daemon) keepStore(st store.Store) func(context.Context) error {
 				}
 				last, epoch, known = eps, r.Epoch, true
 			}
-			if err := d.tellKeeper(r); err != nil {
+			if err := d.tellKeeper(ctx, r); err != nil {
 				d.warn("keeper", "meshd-etcd of this machine does not hear what to do: "+err.Error())
 			} else {
 				d.warn("keeper", "")
@@ -138,12 +138,12 @@ func (d *daemon) keepStore(st store.Store) func(context.Context) error {
 }
 
 // tellKeeper says what meshd-etcd of this machine is to do, if there is anything.
-func (d *daemon) tellKeeper(r *identity.Roster) error {
+func (d *daemon) tellKeeper(ctx context.Context, r *identity.Roster) error {
 	old, err := d.opts.Paths.LoadVoter()
 	if err != nil {
 		old = nil
 	}
-	if r == nil || !r.Has(d.id.Node.Name) && (old == nil || time.Since(r.At) > leaveIn) {
+	if r == nil || !r.Has(d.id.Node.Name) && (old == nil || time.Since(r.At) > leaveIn && !d.stillMember(ctx, r)) {
 		return d.opts.Paths.SaveVoter(nil)
 	}
 	v := &config.Voter{Mesh: d.cfg.Load().Mesh, Epoch: r.Epoch, Voters: d.keepers(r)}
@@ -155,6 +155,20 @@ func (d *daemon) tellKeeper(r *identity.Roster) error {
 		return nil
 	}
 	return d.opts.Paths.SaveVoter(v)
+}
+
+// stillMember reports whether those who keep the store have not let this node go yet, as far as they can be asked.
+func (d *daemon) stillMember(ctx context.Context, r *identity.Roster) bool {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	for _, k := range d.keepers(r) {
+		if k.Addr.IsValid() {
+			if names := memberNames(ctx, endpoint(k.Addr), d.id.TLS()); len(names) > 0 {
+				return slices.Contains(names, d.id.Node.Name)
+			}
+		}
+	}
+	return true
 }
 
 // sameVoter reports whether nothing has changed that matters: round trips do when they are half or twice what they were.
