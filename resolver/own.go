@@ -278,6 +278,25 @@ func (r *Resolver) unwant(ctx context.Context, key string) (landed, added bool, 
 	return true, true, r.WaitRevision(ctx, rev)
 }
 
+// storeIn is how long a store that is not there is waited for, where nothing can be done without it: it may just be starting,
+// or its next member taking the lead.
+const storeIn = 10 * time.Second
+
+func (r *Resolver) waitStore(ctx context.Context) error {
+	for end := time.Now().Add(storeIn); ; {
+		s := r.State()
+		if s.State == "ok" {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the store is %s: %s", s.State, s.Err)
+		}
+		if !sleep(ctx, storeIn/100) {
+			return ctx.Err()
+		}
+	}
+}
+
 func (r *Resolver) waitLoaded(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -605,6 +624,9 @@ func (r *Resolver) ClaimNode(ctx context.Context, name string, addr netip.Addr, 
 	}
 	if h, _ := r.View().Lookup(name); h != nil {
 		return addr, fmt.Errorf("the name %s is %w: it belongs to %s", name, ErrTaken, h.Owner)
+	}
+	if err := r.waitStore(ctx); err != nil {
+		return addr, err
 	}
 	nameRev, _, err := r.free(ctx, store.NameClaimKey(name), "the name "+name)
 	if err != nil {
