@@ -39,6 +39,7 @@ const (
 	retryFirst = 200 * time.Millisecond
 	retryMost  = 2 * time.Second
 	callLimit  = 5 * time.Second // of one call to the store
+	loadLimit  = 5 * time.Minute // of loading all of it, each part of which has a limit of its own
 )
 
 // Resolver keeps the View. Its methods are safe for concurrent use.
@@ -219,7 +220,7 @@ func (r *Resolver) setState(s string, err error) {
 func (r *Resolver) follow(ctx context.Context) {
 	wait := retryFirst
 	for ctx.Err() == nil {
-		call, cancel := context.WithTimeout(ctx, callLimit)
+		call, cancel := context.WithTimeout(ctx, loadLimit)
 		kvs, rev, err := r.cfg.Store.Load(call)
 		cancel()
 		if err == nil {

@@ -60,7 +60,7 @@ var (
 
 // Store is the seam behind which etcd stands. Every method ends when ctx does.
 type Store interface {
-	// Load returns every key below the mesh's prefix as of the revision it returns.
+	// Load returns every key below the mesh's prefix as of the revision it returns. It ends soon where nobody answers.
 	Load(ctx context.Context) ([]KV, int64, error)
 	// Get returns one key; Modified is 0 if there is none.
 	Get(ctx context.Context, key string) (KV, error)

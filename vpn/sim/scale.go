@@ -40,6 +40,7 @@ type Traffic struct {
 const (
 	scaleSettle = 10 * time.Minute // until the tunnels of the beginning that nobody uses are gone (idleAfter), and told so
 	measureFor  = 10 * time.Minute
+	startEvery  = 200 * time.Millisecond // at most, between two
 	churnEvery  = 30 * time.Second
 	partFor     = 2 * time.Minute
 	giveUp      = 10 * time.Minute // waiting for all to know something
@@ -123,7 +124,7 @@ func Scale(w *World, count int, say func(format string, args ...any)) (s Size, e
 		if err := n.StartKnowing(append(slices.Clone(records[:i]), records[i+1:]...)); err != nil {
 			return s, err
 		}
-		w.Sleep(time.Duration(w.Rand.Int64N(int64(10*time.Second) / int64(count))))
+		w.Sleep(time.Duration(w.Rand.Int64N(int64(startEvery)))) // machines are not switched on all at once
 	}
 	w.Sleep(scaleSettle)
 	say("%d nodes have started", count)

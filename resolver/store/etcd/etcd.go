@@ -83,6 +83,9 @@ func (s *Store) Close() error { return s.c.Close() }
 // pageSize bounds the keys of one answer: at 16 KiB a value it stays within gRPC's message size in practice.
 const pageSize = 1000
 
+// pageIn is how long a page may take until the store counts as away.
+const pageIn = 5 * time.Second
+
 // Load implements store.Store.
 func (s *Store) Load(ctx context.Context) ([]store.KV, int64, error) {
 	here := s.place.now()
@@ -92,11 +95,13 @@ func (s *Store) Load(ctx context.Context) ([]store.KV, int64, error) {
 	for {
 		// All pages at the revision of the first, so that together they are one moment.
 		var r *clientv3.GetResponse
-		err := s.do(ctx, func(ctx context.Context) (err error) {
+		page, cancel := context.WithTimeout(ctx, pageIn) // of each, since how many there are is not known
+		err := s.do(page, func(ctx context.Context) (err error) {
 			r, err = s.c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(rev),
 				clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
 			return err
 		})
+		cancel()
 		if err != nil {
 			return nil, 0, err
 		}
