@@ -43,9 +43,7 @@ func (d *duty) do(ctx context.Context, v *config.Voter) {
 	var err error
 	switch {
 	case d.server.IsLearner():
-		err = d.k.others(ctx, v, func(ctx context.Context, a *etcd.Admin) error {
-			return a.Promote(ctx, uint64(d.server.MemberID()))
-		})
+		err = d.promoted(ctx)
 	case d.server.Leader() == d.server.MemberID():
 		root := d.server.AuthStore().WithRoot(ctx)
 		err = errors.Join(d.members(root, v), d.permit(ctx, v), d.space(root))
@@ -59,6 +57,34 @@ func (d *duty) do(ctx context.Context, v *config.Voter) {
 		d.k.say("%s", said)
 	}
 	d.said = said
+}
+
+// promoted asks the member that leads for a vote. No other may be asked: it passes the question on without who asks.
+func (d *duty) promoted(ctx context.Context) error {
+	for _, m := range d.server.Cluster().Members() {
+		if m.ID == d.server.Leader() && len(m.ClientURLs) > 0 {
+			return d.ask(ctx, m, func(ctx context.Context, a *etcd.Admin) error {
+				return a.Promote(ctx, uint64(d.server.MemberID()))
+			})
+		}
+	}
+	return nil // it is not known yet who leads
+}
+
+// ask calls f with a member.
+func (d *duty) ask(ctx context.Context, m *membership.Member, f func(context.Context, *etcd.Admin) error) error {
+	t, err := d.k.tls()
+	if err != nil {
+		return err
+	}
+	a, err := etcd.Dial(m.ClientURLs[0], t)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return f(ctx, a)
 }
 
 // members takes away who is to go, one at a time: when everybody who is to stay has a vote, and who is away at once, since
@@ -117,19 +143,10 @@ func (d *duty) there(ctx context.Context, m *membership.Member) bool {
 }
 
 func (d *duty) answers(ctx context.Context, m *membership.Member) bool {
-	t, err := d.k.tls()
-	if err != nil || len(m.ClientURLs) == 0 {
-		return false
-	}
-	a, err := etcd.Dial(m.ClientURLs[0], t)
-	if err != nil {
-		return false
-	}
-	defer a.Close()
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	_, err = a.Health(ctx)
-	return err == nil
+	return len(m.ClientURLs) > 0 && d.ask(ctx, m, func(ctx context.Context, a *etcd.Admin) error {
+		_, err := a.Health(ctx)
+		return err
+	}) == nil
 }
 
 const (

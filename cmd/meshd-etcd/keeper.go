@@ -58,7 +58,7 @@ func (k *keeper) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if _, mine := v.Keeper(k.name); !mine {
+		if _, mine := v.Keeper(k.name); !mine && (v == nil || !k.has(v.Epoch)) { // with files it is a member until it was let go
 			if told {
 				k.say("this node does not keep the store any more")
 				return nil
@@ -157,14 +157,14 @@ func (k *keeper) serve(ctx context.Context, v *config.Voter) error {
 			case !mine && !leaving: // the others need its vote until they have let it go
 				leaving = true
 				k.say("leaving the store")
-			case mine && ready == nil:
-				if due.now(k.whenAgain(v, next, allowed, k.peers(next, e.Server))) {
-					return errAgain
-				}
 			}
-			if ready == nil {
-				d.do(ctx, next)
+			if ready != nil {
+				continue
 			}
+			if due.now(k.whenAgain(v, next, allowed, k.peers(next, e.Server))) {
+				return errAgain
+			}
+			d.do(ctx, next)
 		}
 	}
 }
@@ -185,7 +185,7 @@ func (k *keeper) joining(err error) {
 // soon; because somebody still may who is gone, or for another heartbeat, when that has settled. What is empty: it is not.
 func (k *keeper) whenAgain(v, next *config.Voter, allowed, want []string) (in time.Duration, what string) {
 	what = strings.Join(want, " ") + " " + heartbeat(next).String()
-	after := time.Duration(k.place(next)) * turn // one after the other
+	after := time.Duration(max(k.place(next), 0)) * turn // one after the other
 	switch {
 	case slices.ContainsFunc(want, func(a string) bool { return !slices.Contains(allowed, a) }):
 		return after, what

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -46,6 +47,10 @@ func TestMember(t *testing.T) {
 	if len(f) != 5 {
 		t.Skip("is for processes that TestLife starts")
 	}
+	go func() { // ends with the test, however that does
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
 	ctx, stop := signal.NotifyContext(t.Context(), syscall.SIGTERM)
 	defer stop()
 	paths := config.Paths{State: f[2], Run: f[4]}
@@ -128,6 +133,9 @@ func (c *cluster) start(names ...string) {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestMember$")
 		cmd.Env = append(os.Environ(), memberVar+"="+strings.Join([]string{name, m.k.addr.String(), m.k.paths.State, m.k.data, c.run.Run}, " "))
 		cmd.Stdout, cmd.Stderr = c.log, c.log
+		if _, err := cmd.StdinPipe(); err != nil {
+			c.t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			c.t.Fatal(err)
 		}
@@ -312,6 +320,28 @@ func TestLife(t *testing.T) {
 	if err := c.nodes["c"].put(a, "a/node", "2"); err == nil {
 		t.Error("c writes what is a's")
 	}
+
+	// Whoever leads moves, which has to let the new one in first; and back.
+	without := func(name string) func([]etcd.Member) bool {
+		return func(all []etcd.Member) bool {
+			return voting(3)(all) && !slices.ContainsFunc(all, func(m etcd.Member) bool { return m.Name == name })
+		}
+	}
+	leads, rest := "a", []string{"b", "d"}
+	for name, m := range c.nodes {
+		admin := d.admin(m)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if h, err := admin.Health(ctx); err == nil && h.Leader == h.ID && name != "c" {
+			leads = name
+			rest = slices.DeleteFunc([]string{"a", "b", "d"}, func(n string) bool { return n == name })
+		}
+		cancel()
+		admin.Close()
+	}
+	c.say(0, append(rest, "c")...)
+	c.until(rest[0], leads+", which leads, moves to c", without(leads))
+	c.say(0, "a", "b", "d")
+	c.until(rest[0], "and back", without("c"))
 
 	// Most are lost for good: a begins anew with what it has, and b, which comes back, is fenced off.
 	if err := a.put(a, "a/node", "3"); err != nil {
