@@ -79,7 +79,7 @@ func (l *links) dial(ctx context.Context, addr string) (net.Conn, error) {
 	if err != nil || l.cfg.secure() {
 		return conn, err
 	}
-	return &link{Conn: conn, l: l}, nil
+	return newLink(conn, l), nil
 }
 
 // handshakes are gRPC's credentials with the files of the moment.
@@ -98,7 +98,7 @@ func (h handshakes) ClientHandshake(ctx context.Context, authority string, raw n
 		h.l.note(addr, err)
 		return nil, nil, err
 	}
-	return &link{Conn: conn, l: h.l}, info, nil
+	return newLink(conn, h.l), info, nil
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -122,7 +122,26 @@ func (handshakes) OverrideServerName(string) error { return nil }
 type link struct {
 	net.Conn
 	l     *links
-	heard bool // used by gRPC's one reader
+	heard bool          // used by gRPC's one reader
+	first chan struct{} // closed when the server has said something, or will not
+	once  sync.Once
+}
+
+func newLink(c net.Conn, l *links) *link { return &link{Conn: c, l: l, first: make(chan struct{})} }
+
+// lastWords is how long a server that has hung up is listened to: why it did may be on the way.
+const lastWords = 100 * time.Millisecond
+
+// Write implements net.Conn. gRPC closes a connection that cannot be written, before its reader may have seen why.
+func (c *link) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil {
+		select {
+		case <-c.first:
+		case <-time.After(lastWords):
+		}
+	}
+	return n, err
 }
 
 // Read implements net.Conn.
@@ -131,6 +150,7 @@ func (c *link) Read(b []byte) (int, error) {
 	if c.heard {
 		return n, err
 	}
+	defer c.once.Do(func() { close(c.first) }) // after the note
 	if c.heard = n > 0; c.heard {
 		c.l.made.Add(1)
 		c.l.note(c.RemoteAddr().String(), nil)
