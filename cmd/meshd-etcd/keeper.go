@@ -114,8 +114,9 @@ func (k *keeper) serve(ctx context.Context, v *config.Voter) error {
 		if ctx.Err() != nil {
 			sd.SdNotify(false, sd.SdNotifyStopping)
 		}
-		e.Server.Stop() // hands the lead over; e.Close alone first waits seven seconds for watches to end
-		e.Close()
+		// Not e.Close, which waits for connections that others hold, for seconds or for ever: this hands the lead over and
+		// closes the files, and what was acknowledged is on the disk. The process ends or begins anew right after.
+		e.Server.Stop()
 	}()
 	alone := time.NewTimer(aloneAfter)
 	defer alone.Stop()

@@ -101,7 +101,7 @@ func (k *keeper) salvage(ctx context.Context, v *config.Voter, old uint32) error
 	case <-time.After(aloneAfter):
 		err = errors.New("the member does not begin anew: its log above says why")
 	}
-	e.Close()
+	e.Server.Stop()
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
