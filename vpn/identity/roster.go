@@ -87,5 +87,5 @@ func (r *Roster) Version() (at, content uint64) {
 	return uint64(max(r.At.UnixMilli(), 0)), binary.BigEndian.Uint64(h[:])
 }
 
-// Has reports whether a node is one of those that keep the store.
+// Has, of a nil Roster too, reports whether a node is one of those that keep the store.
 func (r *Roster) Has(name string) bool { return r != nil && slices.Contains(r.Voters, name) }

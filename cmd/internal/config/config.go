@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 // Package config reads and writes what the programs of a node start from: the configuration file mesh.toml, which an
-// administrator may edit, and the state directory, which belongs to the programs.
+// administrator may edit, the state directory, which belongs to the programs, and the file by which meshd tells meshd-etcd
+// what it is to do.
 //
 // Reading is strict: an unknown key or a value out of range is an error that names its line. Loading never touches the
 // machine. The package starts no goroutine.
