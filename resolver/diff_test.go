@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestDiff holds the walk along two sorted lists against maps, on random views.
@@ -32,7 +31,7 @@ func TestDiff(t *testing.T) {
 			}
 			statics = append(statics, Static{Host: h})
 		}
-		return Build("mesh.internal", prefixes, nodes(everybody...), statics, nil, 1, time.Unix(0, 0))
+		return Build(Parts{Zone: "mesh.internal", Prefixes: prefixes, Nodes: nodes(everybody...), Hosts: statics, Revision: 1})
 	}
 	text := func(v *View) map[string]string {
 		out := map[string]string{}
@@ -78,7 +77,7 @@ func TestDiff(t *testing.T) {
 			t.Fatalf("got %v, want %v", got, want)
 		}
 	}
-	for range Diff(random(), Build("mesh.internal", prefixes, nil, nil, nil, 0, time.Unix(0, 0))) {
+	for range Diff(random(), Build(Parts{Zone: "mesh.internal", Prefixes: prefixes})) {
 		break // whoever reads may stop
 	}
 }

@@ -45,7 +45,7 @@ func (r *Resolver) loadDisk() {
 	r.mu.Lock()
 	self := r.own
 	r.own = own.state()
-	r.own.addrs, r.own.record = self.addrs, self.record // SetSelf may have been first
+	r.own.addrs, r.own.record, r.own.health = self.addrs, self.record, self.health // SetSelf and SetHealth may have been first
 	for k, s := range c.Seqs {
 		r.seqs[k] = s
 	}

@@ -96,7 +96,7 @@ func (r *Resolver) KeepName(ctx context.Context, name string) (landed bool, err 
 	if err := shortName(name); err != nil {
 		return false, err
 	}
-	if other, _ := r.View().Lookup(name); other != nil && (other.Owner != self || other.Node) {
+	if other := r.View().Host(name); other != nil && (other.Owner != self || other.Node) {
 		return false, fmt.Errorf("the name %s is %w: it belongs to %s", name, ErrTaken, other.Owner)
 	}
 	return r.want(ctx, kindNames+"/"+name, func(v store.Value) (store.Value, error) {

@@ -69,7 +69,7 @@ func TestGroupsWrittenOut(t *testing.T) {
 				g.Created = int64(i + 1)
 				gs = append(gs, g)
 			}
-			v := Build("mesh.internal", prefixes, nodes(everybody...), statics, gs, 1, time.Unix(0, 0))
+			v := Build(Parts{Zone: "mesh.internal", Prefixes: prefixes, Nodes: nodes(everybody...), Hosts: statics, Groups: gs, Revision: 1})
 			for name, want := range c.want {
 				got := written(v.Group(name))
 				if name == "b" {
@@ -96,7 +96,7 @@ func TestGroupStanding(t *testing.T) {
 		{[]StaticGroup{younger, older}, "bkero: bkero"},
 		{[]StaticGroup{younger, older, claimed}, "spencer: spencer"},
 	} {
-		v := Build("mesh.internal", prefixes, nodes(everybody...), nil, c.groups, 1, time.Unix(0, 0))
+		v := Build(Parts{Zone: "mesh.internal", Prefixes: prefixes, Nodes: nodes(everybody...), Groups: c.groups, Revision: 1})
 		if got := written(v.Group("g")); got != c.want || len(v.Conflicts) != len(c.groups)-1 || v.Conflicts[0].Name != "@g" {
 			t.Errorf("%q, want %q; conflicts %v", got, c.want, v.Conflicts)
 		}
@@ -116,7 +116,7 @@ func TestGroupsWithoutEnd(t *testing.T) {
 		gs = append(gs, g)
 	}
 	gs = append(gs, StaticGroup{group("nibz friends nibz @g1").Group, Standing{Created: n + 1}})
-	v := Build("mesh.internal", prefixes, nodes(everybody...), nil, gs, 1, time.Unix(0, 0))
+	v := Build(Parts{Zone: "mesh.internal", Prefixes: prefixes, Nodes: nodes(everybody...), Groups: gs, Revision: 1})
 	if len(v.Conflicts) != n || !strings.Contains(v.Conflicts[0].Reason, "over") {
 		t.Errorf("%d conflicts", len(v.Conflicts))
 	}

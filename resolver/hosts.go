@@ -40,7 +40,7 @@ func (r *Resolver) mayHave(h Host) error {
 	}
 	view := r.View()
 	for _, n := range append([]string{h.Name}, h.Aliases...) {
-		if other, _ := view.Lookup(n); other != nil && (other.Owner != h.Owner || other.Node) {
+		if other := view.Host(n); other != nil && (other.Owner != h.Owner || other.Node) {
 			return fmt.Errorf("the name %s is %w: it belongs to %s", n, ErrTaken, other.Owner)
 		}
 	}
@@ -75,7 +75,7 @@ func (r *Resolver) valid(h Host) error {
 
 // RemoveHost removes a host that this node has added.
 func (r *Resolver) RemoveHost(ctx context.Context, name string) (landed bool, err error) {
-	other, _ := r.View().Lookup(name)
+	other := r.View().Host(name)
 	r.mu.Lock()
 	v := r.own.values[kindHosts+"/"+name]
 	r.mu.Unlock()

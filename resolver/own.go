@@ -28,15 +28,17 @@ type ownState struct {
 	taken    map[string]uint64    // what others gave to this node: key → sequence, so that it is taken once
 	addrs    []netip.Addr         // the node's own
 	record   []byte
+	health   map[string]Health // of its services, by name
 }
 
-// kinds of values that people add.
+// kinds of values that people add, and that own.json has.
 var kinds = []string{kindHosts, kindGroups, kindNames}
 
 const (
-	kindHosts  = "hosts"
-	kindGroups = "groups"
-	kindNames  = "names" // that are kept
+	kindHosts    = "hosts"
+	kindGroups   = "groups"
+	kindNames    = "names"    // that are kept
+	kindServices = "services" // of which SetServices says what should be, so own.json does not
 )
 
 // ownValue is a host, a group or a kept name.
@@ -63,6 +65,8 @@ func (o *ownState) waiting() []string {
 			name = "@" + name
 		case kindNames:
 			name += " (kept)"
+		case kindServices:
+			name += " (service)"
 		}
 		if !v.landed {
 			out = append(out, name+": "+v.why())
@@ -117,7 +121,7 @@ func (l ownList) state() ownState {
 
 // said is what a value says, without when and by whom.
 func said(v store.Value) store.Value {
-	return store.Value{Name: v.Name, Addrs: v.Addrs, Aliases: v.Aliases, Members: v.Members, Meta: v.Meta, To: v.To}
+	return store.Value{Name: v.Name, Addrs: v.Addrs, Aliases: v.Aliases, Members: v.Members, Meta: v.Meta, To: v.To, Service: v.Service}
 }
 
 // valueOf is a host as it is kept.
@@ -127,7 +131,12 @@ func valueOf(h Host) store.Value {
 
 // saveOwn writes own.json. r.mu is held: the file is small and its order matters.
 func (r *Resolver) saveOwn() error {
-	l := ownList{Complete: slices.Sorted(maps.Keys(r.own.complete)), Hosts: []Host{}, Groups: []Group{}, Names: []string{}, To: map[string]string{}, Taken: r.own.taken}
+	l := ownList{Hosts: []Host{}, Groups: []Group{}, Names: []string{}, To: map[string]string{}, Taken: r.own.taken}
+	for _, k := range kinds {
+		if r.own.complete[k] {
+			l.Complete = append(l.Complete, k)
+		}
+	}
 	for _, key := range slices.Sorted(maps.Keys(r.own.values)) {
 		v := r.own.values[key].Value
 		v.Owner = r.cfg.Signer.Name()
@@ -439,7 +448,7 @@ func (r *Resolver) put(ctx context.Context, key string, v store.Value, conds []s
 // same reports whether two values say the same, whenever they were said.
 func same(a, b store.Value) bool {
 	return a.Owner == b.Owner && a.Name == b.Name && a.To == b.To && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Aliases, b.Aliases) &&
-		slices.Equal(a.Members, b.Members) && maps.Equal(a.Meta, b.Meta) && bytes.Equal(a.Record, b.Record)
+		slices.Equal(a.Members, b.Members) && maps.Equal(a.Meta, b.Meta) && bytes.Equal(a.Record, b.Record) && sameService(a.Service, b.Service)
 }
 
 // claim is a key under _claims, and what it is for in words.
@@ -450,6 +459,9 @@ func (r *Resolver) claims(key string, v store.Value) []claim {
 	r.mu.Lock()
 	own := r.own.addrs
 	r.mu.Unlock()
+	if strings.HasPrefix(key, kindServices+"/") {
+		return nil // whoever offers one is among those who do
+	}
 	claimKey, what := store.NameClaimKey, "the name "
 	if strings.HasPrefix(key, kindGroups) {
 		claimKey, what = store.GroupClaimKey, "the name @"
@@ -622,7 +634,7 @@ func (r *Resolver) ClaimNode(ctx context.Context, name string, addr netip.Addr, 
 	if err := CheckName(name, name); err != nil {
 		return addr, err
 	}
-	if h, _ := r.View().Lookup(name); h != nil {
+	if h := r.View().Host(name); h != nil {
 		return addr, fmt.Errorf("the name %s is %w: it belongs to %s", name, ErrTaken, h.Owner)
 	}
 	if err := r.waitStore(ctx); err != nil {

@@ -28,8 +28,9 @@ type Config struct {
 	StateDir string         // names.json and own.json live here
 	Log      *slog.Logger
 
-	Store     store.Store               // nil: names come from SetNodes and the disk alone
-	LearnNode func(record []byte) error // takes node records found in the store; may call SetNodes
+	Store      store.Store               // nil: names come from SetNodes and the disk alone
+	LearnNode  func(record []byte) error // takes node records found in the store; may call SetNodes
+	LastResort bool                      // where none of a service is usable, names lead to all of them
 }
 
 // Bounds in time.
@@ -63,6 +64,7 @@ type Resolver struct {
 	dirty    chan struct{} // capacity 1: something to build a View from has changed
 	unsaved  chan struct{} // capacity 1: the cache on disk is behind
 	behind   chan struct{} // capacity 1: this node's values in the store may be behind
+	untold   chan struct{} // capacity 1: what the store has of the health of this node's services is behind
 }
 
 // value is a value of the store with what was found of it.
@@ -99,9 +101,9 @@ type StoreState struct {
 // New returns a Resolver that knows nothing yet.
 func New(cfg Config) *Resolver {
 	r := &Resolver{cfg: cfg, built: make(chan struct{}), loaded: make(chan struct{}), changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
-		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1), behind: make(chan struct{}, 1)}
+		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1), behind: make(chan struct{}, 1), untold: make(chan struct{}, 1)}
 	r.state = StoreState{State: "none", Since: time.Now()}
-	r.view.Store(Build(cfg.Zone, cfg.Prefixes, nil, nil, nil, 0, time.Now()))
+	r.view.Store(Build(Parts{Zone: cfg.Zone, Prefixes: cfg.Prefixes, Built: time.Now()}))
 	return r
 }
 
@@ -173,6 +175,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 		r.setState("connecting", nil)
 		wg.Go(func() { r.follow(ctx) })
 		wg.Go(func() { r.write(ctx) })
+		wg.Go(func() { r.tellHealth(ctx) })
 	}
 	wg.Go(func() { r.save(ctx) })
 	r.build()
@@ -227,6 +230,7 @@ func (r *Resolver) follow(ctx context.Context) {
 			r.replace(kvs, rev)
 			r.setState("ok", nil)
 			poke(r.behind)
+			poke(r.untold)
 			wait = retryFirst
 			err = r.cfg.Store.Follow(ctx, rev, r.apply)
 			if errors.Is(err, store.ErrGap) {
@@ -274,6 +278,7 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		old, self := r.values[c.Key], r.cfg.Signer.Name()
 		if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
 			poke(r.behind) // somebody, perhaps another than us, has changed what is ours, or a claim that was
+			poke(r.untold)
 		}
 		if c.Deleted {
 			delete(r.values, c.Key)
@@ -332,7 +337,7 @@ func (r *Resolver) check(key string, v *value) {
 		return
 	case owner != v.val.Owner:
 		v.err = errors.New("it lies below another node's name")
-	case slices.Contains(kinds, kind) && name != v.val.Name:
+	case (slices.Contains(kinds, kind) || kind == kindServices) && name != v.val.Name:
 		v.err = errors.New("it lies under another name")
 	default:
 		v.err = CheckMeta(v.val.Meta)
@@ -342,8 +347,8 @@ func (r *Resolver) check(key string, v *value) {
 	}
 }
 
-// published returns the accepted hosts and groups. r.mu is held.
-func (r *Resolver) published() (hosts []Static, groups []StaticGroup) {
+// published puts the accepted hosts, groups and services into the parts of a View. r.mu is held.
+func (r *Resolver) published(p *Parts) {
 	for key, v := range r.values {
 		if v.err != nil {
 			continue
@@ -351,13 +356,16 @@ func (r *Resolver) published() (hosts []Static, groups []StaticGroup) {
 		switch key {
 		case store.HostKey(v.val.Owner, v.val.Name):
 			if h, ok := r.static(v); ok {
-				hosts = append(hosts, h)
+				p.Hosts = append(p.Hosts, h)
 			}
 		case store.GroupKey(v.val.Owner, v.val.Name):
-			groups = append(groups, StaticGroup{groupOf(v.val), Standing{Created: v.kv.Created, Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
+			p.Groups = append(p.Groups, StaticGroup{groupOf(v.val), Standing{Created: v.kv.Created, Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
+		case store.ServiceKey(v.val.Owner, v.val.Name):
+			if v.val.Service != nil {
+				p.Services = append(p.Services, r.service(v.val))
+			}
 		}
 	}
-	return hosts, groups
 }
 
 func hostOf(v store.Value) Host {
@@ -368,15 +376,11 @@ func groupOf(v store.Value) Group { return Group{Name: v.Name, Owner: v.Owner, M
 
 func (r *Resolver) build() {
 	r.mu.Lock()
-	nodes := make([]Node, 0, len(r.nodes))
-	for n := range maps.Values(r.nodes) {
-		nodes = append(nodes, n)
-	}
-	hosts, groups := r.published()
-	rev := r.rev
+	p := Parts{Zone: r.cfg.Zone, Prefixes: r.cfg.Prefixes, LastResort: r.cfg.LastResort, Nodes: slices.Collect(maps.Values(r.nodes)), Revision: r.rev}
+	r.published(&p)
 	r.mu.Unlock()
-	v := Build(r.cfg.Zone, r.cfg.Prefixes, nodes, hosts, groups, rev, time.Now())
-	r.view.Store(v)
+	p.Built = time.Now()
+	r.view.Store(Build(p))
 	r.mu.Lock()
 	close(r.changed)
 	r.changed = make(chan struct{})

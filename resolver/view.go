@@ -22,6 +22,7 @@ type Host struct {
 	Addrs   []netip.Addr      `json:"addrs"` // without zones; in the order in which programs get them
 	Aliases []string          `json:"aliases,omitempty"`
 	Meta    map[string]string `json:"meta,omitempty"` // see CheckMeta
+	Service bool              `json:"-"`              // stands for all who offer one: nobody owns it, and no address leads back to it
 }
 
 // Conflict is a host, an alias of one, or a group ("@name") that did not enter the View, and why.
@@ -45,6 +46,9 @@ type View struct {
 	empty  map[string]bool      // names without a host that have names below them (RFC 8020)
 	byAddr map[netip.Addr]*Host // the one host that an address leads back to
 	groups []*Group             // sorted by name
+
+	services []*Service // see compareServices
+	standIns []*Host    // names of services, sorted; in byName too
 }
 
 // Node is a member of the mesh as its verified certificate says.
@@ -84,19 +88,32 @@ func (s Standing) compare(t Standing) int {
 	return cmp.Compare(s.Created, t.Created)
 }
 
+// Parts are what a View is made of.
+type Parts struct {
+	Zone       string
+	Prefixes   []netip.Prefix
+	Nodes      []Node
+	Hosts      []Static
+	Groups     []StaticGroup
+	Services   []StaticService
+	LastResort bool  // where none of a service is usable, names lead to all of them that are not offline
+	Revision   int64 // of the store
+	Built      time.Time
+}
+
 // Build makes a View. Of several hosts that want one name a node wins, then the holder of the claim, then the older
 // one; of groups likewise; the losers are in Conflicts. An address leads back to the node that has it, else to the first
 // host that does.
-func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static, groups []StaticGroup, rev int64, at time.Time) *View {
-	v := &View{Zone: zone, Prefixes: prefixes, Revision: rev, Built: at,
+func Build(p Parts) *View {
+	v := &View{Zone: p.Zone, Prefixes: p.Prefixes, Revision: p.Revision, Built: p.Built,
 		byName: map[string]*Host{}, empty: map[string]bool{}, byAddr: map[netip.Addr]*Host{}}
 	refuse := func(name, owner string, err error) {
 		v.Conflicts = append(v.Conflicts, Conflict{name, owner, err.Error()})
 	}
-	v.hosts = make([]Host, 0, len(nodes)+len(statics))
+	v.hosts = make([]Host, 0, len(p.Nodes)+len(p.Hosts))
 	taken := map[string]string{}        // name → owner
 	nodeAddr := map[netip.Addr]string{} // a node's address → the node
-	for _, n := range nodes {
+	for _, n := range p.Nodes {
 		if err := CheckName(n.Name, n.Name); err != nil {
 			refuse(n.Name, n.Name, err)
 			continue
@@ -110,7 +127,7 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 		}
 		v.hosts = append(v.hosts, Host{Name: n.Name, Owner: n.Name, Node: true, Addrs: n.Addrs})
 	}
-	statics = slices.Clone(statics)
+	statics := slices.Clone(p.Hosts)
 	slices.SortFunc(statics, func(a, b Static) int {
 		return cmp.Or(a.Standing.compare(b.Standing), strings.Compare(a.Owner, b.Owner), strings.Compare(a.Name, b.Name))
 	})
@@ -118,7 +135,7 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 		h := s.Host
 		err := CheckName(h.Name, h.Owner)
 		if err == nil {
-			err = checkAddrs(h.Addrs, prefixes)
+			err = checkAddrs(h.Addrs, p.Prefixes)
 		}
 		if by := s.Taken[h.Name]; err == nil && by != "" {
 			err = fmt.Errorf("the name is %w: %s has claimed it", ErrTaken, by)
@@ -138,10 +155,10 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 		taken[h.Name] = h.Owner
 		h.Aliases = nil
 		h.Node = false
-		size := namesSize(h.Name, zone)
+		size := namesSize(h.Name, p.Zone)
 		for _, al := range s.Aliases {
 			err := CheckName(al, h.Owner)
-			if size += namesSize(al, zone); err == nil && size > maxNames {
+			if size += namesSize(al, p.Zone); err == nil && size > maxNames {
 				err = fmt.Errorf("%s has more aliases than a host may have: %d bytes in all forms, at most %d", h.Name, size, maxNames)
 			}
 			if by := s.Taken[al]; err == nil && by != "" {
@@ -185,7 +202,8 @@ func Build(zone string, prefixes []netip.Prefix, nodes []Node, statics []Static,
 	for a, h := range v.byAddr {
 		v.byAddr[a] = v.byName[h.Name]
 	}
-	v.admitGroups(groups, refuse)
+	v.admitGroups(p.Groups, refuse)
+	v.admitServices(p.Services, p.LastResort, refuse)
 	return v
 }
 
@@ -204,6 +222,14 @@ func (v *View) Lookup(name string) (h *Host, known bool) {
 		return h, true
 	}
 	return nil, v.empty[name]
+}
+
+// Host finds a host by a name, as Lookup does; nil where there is none, or the name stands for services.
+func (v *View) Host(name string) *Host {
+	if h, _ := v.Lookup(name); h != nil && !h.Service {
+		return h
+	}
+	return nil
 }
 
 // Reverse finds the one host that an address leads back to.

@@ -23,10 +23,10 @@ func view() *resolver.View {
 	for i := range 60 {
 		many.Addrs = append(many.Addrs, netip.AddrFrom4([4]byte{10, 11, 1, byte(1 + i)}))
 	}
-	return resolver.Build("mesh.internal", []netip.Prefix{netip.MustParsePrefix("10.11.0.0/16"), netip.MustParsePrefix("fd00:1::/48")},
-		[]resolver.Node{{Name: "bkero", Addrs: []netip.Addr{a("10.11.0.2"), a("fd00:1::2")}}},
-		[]resolver.Static{{Host: resolver.Host{Name: "printer", Owner: "bkero", Addrs: []netip.Addr{a("10.11.0.77")}}},
-			{Host: resolver.Host{Name: "x.y.bkero", Owner: "bkero", Addrs: []netip.Addr{a("10.11.0.78")}}}, many}, nil, 7, time.Unix(0, 0))
+	return resolver.Build(resolver.Parts{Zone: "mesh.internal", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.11.0.0/16"), netip.MustParsePrefix("fd00:1::/48")}, Revision: 7,
+		Nodes: []resolver.Node{{Name: "bkero", Addrs: []netip.Addr{a("10.11.0.2"), a("fd00:1::2")}}},
+		Hosts: []resolver.Static{{Host: resolver.Host{Name: "printer", Owner: "bkero", Addrs: []netip.Addr{a("10.11.0.77")}}},
+			{Host: resolver.Host{Name: "x.y.bkero", Owner: "bkero", Addrs: []netip.Addr{a("10.11.0.78")}}}, many}})
 }
 
 func TestAnswers(t *testing.T) {

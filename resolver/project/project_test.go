@@ -39,11 +39,11 @@ func view(more ...resolver.Static) *resolver.View {
 	static := func(owner, name string, aliases []string, as ...string) resolver.Static {
 		return resolver.Static{Host: resolver.Host{Name: name, Owner: owner, Addrs: addrs(as...), Aliases: aliases}}
 	}
-	return resolver.Build(zone, prefixes, []resolver.Node{
+	return resolver.Build(resolver.Parts{Zone: zone, Prefixes: prefixes, Revision: 7, Nodes: []resolver.Node{
 		{Name: "spencer", Addrs: addrs("10.11.0.1", "fd77:f5a3:5fca:0:90a5:61e7:59e9:bdf")},
 		{Name: "bkero", Addrs: addrs("10.11.0.2", "fd77:f5a3:5fca:0:aeea:665c:6f59:470")},
 		{Name: "six", Addrs: addrs("fd77:f5a3:5fca::6")},
-	}, append([]resolver.Static{
+	}, Hosts: append([]resolver.Static{
 		static("bkero", "nas.bkero", []string{"files.bkero", "backup"}, "10.11.0.80", "10.11.0.81", "fd77:f5a3:5fca::80"),
 		static("six", "a.six", nil, "10.11.0.66"),
 		static("bkero", "v4.bkero", nil, "10.11.0.44"),
@@ -51,7 +51,7 @@ func view(more ...resolver.Static) *resolver.View {
 		static("spencer", "printer", nil, "10.11.0.77"),
 		static("spencer", "printer2", nil, "10.11.0.77"), // the address leads back to one of them
 		static("bkero", "x.files.bkero", nil, "10.11.0.90"),
-	}, more...), nil, 7, time.Unix(0, 0))
+	}, more...)})
 }
 
 // written is all that a layout would write.

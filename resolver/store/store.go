@@ -9,6 +9,8 @@
 //	OWNER/hosts/NAME            a host that OWNER has added                 (signed by OWNER)
 //	OWNER/groups/NAME           a group of hosts that OWNER has added       (signed by OWNER)
 //	OWNER/names/NAME            a shared short name that OWNER keeps        (signed by OWNER)
+//	OWNER/services/NAME         a service that OWNER offers                 (signed by OWNER)
+//	OWNER/health                how OWNER's services are; goes when OWNER is not heard of any more (signed by OWNER)
 //	_claims/names/NAME          who holds a shared short name               (signed by the holder)
 //	_claims/groups/NAME         who holds a shared name of a group          (signed by the holder)
 //	_claims/addrs/ADDRESS       who holds an address of the mesh's prefix   (signed by the holder)
@@ -79,6 +81,13 @@ type Locker interface {
 	Lock(ctx context.Context, key string, f func(context.Context) error) error
 }
 
+// Leaser is a Store that can keep values for only as long as who put them is heard of.
+type Leaser interface {
+	// Lease calls f with what puts values of that kind. They go when f returns, or when the store has not heard of this
+	// node for a while, which ends f's context. They are put whatever is there.
+	Lease(ctx context.Context, f func(ctx context.Context, put func(ctx context.Context, key string, value []byte) error) error) error
+}
+
 // LockPrefix begins the keys of locks, which are nobody's values.
 const LockPrefix = "_claims/locks/"
 
@@ -96,6 +105,12 @@ func GroupKey(owner, name string) string { return owner + "/groups/" + name }
 
 // KeptKey is the key of a shared short name that owner keeps, whether or not it has a host of that name.
 func KeptKey(owner, name string) string { return owner + "/names/" + name }
+
+// ServiceKey is the key of a service that owner offers.
+func ServiceKey(owner, name string) string { return owner + "/services/" + name }
+
+// HealthKey is the key of how owner's services are.
+func HealthKey(owner string) string { return owner + "/health" }
 
 // NameClaimKey is the key of the claim on a shared short name.
 func NameClaimKey(name string) string { return "_claims/names/" + name }

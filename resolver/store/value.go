@@ -29,6 +29,27 @@ type Value struct {
 	Record  []byte            `json:"record,omitempty"`  // of a node: its node record, which carries the certificate
 	For     string            `json:"for,omitempty"`     // of an address claim: the invited node
 	Expires *time.Time        `json:"expires,omitempty"` // of a claim for an invitation: afterwards anybody may take it over
+	Service *Service          `json:"service,omitempty"` // of a service
+	Health  map[string]Health `json:"health,omitempty"`  // of a node's services, by their names
+}
+
+// Service is what a service's value says of it beside its name and metadata.
+type Service struct {
+	Type     string   `json:"type"`
+	Proto    string   `json:"proto"`
+	Port     uint16   `json:"port"`
+	Host     string   `json:"host,omitempty"` // empty: the owner
+	Tags     []string `json:"tags,omitempty"`
+	Priority uint16   `json:"priority,omitempty"`
+	Weight   uint16   `json:"weight,omitempty"`
+	TTL      int      `json:"ttl,omitempty"` // seconds
+}
+
+// Health is how a service is.
+type Health struct {
+	State  string    `json:"state"`
+	Output string    `json:"output,omitempty"`
+	Since  time.Time `json:"since"`
 }
 
 // Signer signs as one node.

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"mesh.internal/mesh/nss"
 	"mesh.internal/mesh/resolver"
@@ -16,17 +15,17 @@ import (
 // TestGroupsInSnapshot follows groups from the View into the file, as programs find them there.
 func TestGroupsInSnapshot(t *testing.T) {
 	a := netip.MustParseAddr
-	v := resolver.Build("mesh.internal", []netip.Prefix{netip.MustParsePrefix("10.11.0.0/16")},
-		[]resolver.Node{{Name: "bkero", Addrs: []netip.Addr{a("10.11.0.2")}}, {Name: "com", Addrs: []netip.Addr{a("10.11.0.3")}}},
-		[]resolver.Static{
+	v := resolver.Build(resolver.Parts{Zone: "mesh.internal", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.11.0.0/16")}, Revision: 1,
+		Nodes: []resolver.Node{{Name: "bkero", Addrs: []netip.Addr{a("10.11.0.2")}}, {Name: "com", Addrs: []netip.Addr{a("10.11.0.3")}}},
+		Hosts: []resolver.Static{
 			{Host: resolver.Host{Name: "printer", Owner: "bkero", Addrs: []netip.Addr{a("10.11.0.77")}, Aliases: []string{"laser"}}},
 			{Host: resolver.Host{Name: "google.com", Owner: "com", Addrs: []netip.Addr{a("10.11.0.78")}}},
 		},
-		[]resolver.StaticGroup{
+		Groups: []resolver.StaticGroup{
 			{Group: resolver.Group{Name: "friends", Owner: "bkero", Members: []string{"laser", "@all", "gone"}}},
 			{Group: resolver.Group{Name: "all", Owner: "com", Members: []string{"bkero", "google.com", "@friends"}}},
 			{Group: resolver.Group{Name: "nobody", Owner: "com", Members: []string{"gone"}}},
-		}, 1, time.Unix(0, 0))
+		}})
 	path := filepath.Join(t.TempDir(), "hosts.db")
 	if err := nss.WriteFile(path, Set(v, map[string]bool{"printer": true})); err != nil {
 		t.Fatal(err)

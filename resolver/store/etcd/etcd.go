@@ -37,7 +37,7 @@ func (c Config) secure() bool {
 	return len(c.Endpoints) > 0 && strings.HasPrefix(c.Endpoints[0], "https:")
 }
 
-// Store is a cluster. It implements store.Store and store.Locker.
+// Store is a cluster. It implements store.Store, store.Locker and store.Leaser.
 type Store struct {
 	c      *clientv3.Client
 	prefix string

@@ -78,6 +78,29 @@ func Test(t *testing.T, s store.Store, compact func(rev int64)) {
 	if l, ok := s.(store.Locker); ok {
 		testLock(t, ctx, l)
 	}
+	if l, ok := s.(store.Leaser); ok {
+		testLease(t, ctx, s, l)
+	}
+}
+
+// testLease holds a store against store.Leaser: what is put is there, and gone when f returns.
+func testLease(t *testing.T, ctx context.Context, s store.Store, l store.Leaser) {
+	t.Helper()
+	told := errors.New("what f says")
+	err := l.Lease(ctx, func(ctx context.Context, put func(context.Context, string, []byte) error) error {
+		for _, v := range []string{"1", "2"} {
+			if err := put(ctx, "leased", []byte(v)); err != nil {
+				return err
+			}
+			if kv, err := s.Get(ctx, "leased"); err != nil || string(kv.Value) != v {
+				t.Errorf("leased is %+v, %v", kv, err)
+			}
+		}
+		return told
+	})
+	if kv, err2 := s.Get(ctx, "leased"); !errors.Is(err, told) || err2 != nil || kv.Modified != 0 {
+		t.Errorf("leased: %v; and after it %+v, %v", err, kv, err2)
+	}
 }
 
 // testLock holds a store against store.Locker: of two who want a lock the second waits until the first gives it back.

@@ -91,6 +91,11 @@ func (m *Memory) Commit(_ context.Context, conds []store.Cond, ops []store.Op) (
 	if m.down {
 		return 0, ErrDown
 	}
+	return m.commit(conds, ops)
+}
+
+// commit makes changes, whether or not the store is down. m.mu is held.
+func (m *Memory) commit(conds []store.Cond, ops []store.Op) (int64, error) {
 	if len(conds) > 128 || len(ops) > 128 {
 		return 0, errors.New("too many operations, as etcd says")
 	}
@@ -198,6 +203,53 @@ func (m *Memory) Lock(ctx context.Context, key string, f func(context.Context) e
 		case <-changed:
 		}
 	}
+}
+
+// Lease implements store.Leaser. The lease ends when the store is down.
+func (m *Memory) Lease(ctx context.Context, f func(context.Context, func(context.Context, string, []byte) error) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var keys []string
+	defer func() {
+		var ops []store.Op
+		for _, k := range keys {
+			ops = append(ops, store.Op{Key: k})
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.commit(nil, ops)
+	}()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		defer cancel(ErrDown)
+		for {
+			m.mu.Lock()
+			if m.changed == nil {
+				m.changed = make(chan struct{})
+			}
+			changed, down := m.changed, m.down
+			m.mu.Unlock()
+			if down {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+		}
+	})
+	err := f(ctx, func(_ context.Context, key string, value []byte) error {
+		keys = append(keys, key)
+		_, err := m.Commit(ctx, nil, []store.Op{{Key: key, Value: value}})
+		return err
+	})
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	cancel(nil)
+	return err
 }
 
 func (m *Memory) unlock(key string) {
