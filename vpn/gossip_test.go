@@ -46,7 +46,8 @@ func nodeOf(t testing.TB, ca *identity.CA, name string, i byte) *Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := New(Config{Identity: id, Log: slog.New(slog.DiscardHandler), Locals: func() ([]netip.Addr, error) { return nil, nil }})
+	n, err := New(Config{Identity: id, Log: slog.New(slog.DiscardHandler), Locals: func() ([]netip.Addr, error) { return nil, nil },
+		Fit: identity.Fit{Can: true, Fsync: 1234567, Boot: time.Now().Truncate(time.Hour)}}) // finer than a record has it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +55,19 @@ func nodeOf(t testing.TB, ca *identity.CA, name string, i byte) *Node {
 	n.announce(0)
 	n.mu.Unlock()
 	return n
+}
+
+// TestAnnounceOnce is a node that has nothing new to say, and whose record must stay the same: each new one makes all the
+// others look at it.
+func TestAnnounceOnce(t *testing.T) {
+	n, _ := testNode(t, "n0")
+	before := n.Records()[0].Seq
+	n.mu.Lock()
+	n.announce(0)
+	n.mu.Unlock()
+	if after := n.Records()[0].Seq; after != before {
+		t.Errorf("the record %d became %d, which says the same", before, after)
+	}
 }
 
 // FuzzMessage gives a node control messages of a member that is hostile. It must stay as it is, but for the one eviction

@@ -138,6 +138,7 @@ func New(cfg Config) (*Node, error) {
 		tombstones: map[string]*identity.Tombstone{}, exchanges: map[string]*exchange{},
 		records: map[string]*identity.Record{}, members: map[string]*member{}, byAddr: map[netip.Addr]string{}, byID: map[link.ID]string{},
 		peers: map[string]*link.Peer{}, chosen: map[string]bool{}, trials: map[string]*trial{}, routers: map[netip.Prefix]string{}, weights: map[netip.Prefix]uint16{}}
+	n.cfg.Fit = cfg.Fit.Rounded() // what is compared with our last record
 	n.owners.Store(&owners{})
 	n.streamUp = map[string]bool{}
 	n.streams = stream.New(stream.Config{Identity: cfg.Identity, Dial: cfg.Dial, Receive: n.streamed, Changed: n.streamChanged, Log: cfg.Log})

@@ -54,6 +54,9 @@ type Fit struct {
 	Boot    time.Time     // of the machine, to the hour; zero: not known
 }
 
+// Rounded is f as a record says it: two that a record cannot tell apart are equal.
+func (f Fit) Rounded() Fit { return f.encode().decode() }
+
 // Subnet is a network behind a node. Where several nodes have one, the least weight of those that can be reached wins.
 type Subnet struct {
 	Prefix netip.Prefix
