@@ -24,6 +24,7 @@ resolver/store: -                        | a seam: what is behind it and before 
 resolver/store/etcd: resolver/store resolver/store/storetest(tests) | one store of several
 resolver/project: resolver resolver/store resolver/store/storetest(tests) | writes names for others and never takes them from there
 resolver/dnsd: resolver                  | a door to the View, knows nothing of where names come from
+resolver/health: -                       | runs what this node's administrator says and knows nothing else
 resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets
 vpn/identity: -                          | everything trusts it, so it trusts nothing of ours
