@@ -195,10 +195,14 @@ func (r *Runner) Report(service string, s State, output string) error {
 	if s.rank() < 0 {
 		return fmt.Errorf("%q is not passing, warning, unknown or critical", s)
 	}
-	service, name, one := strings.Cut(service, "/")
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	list, ok := r.services[service]
+	name, one := "", false
+	if i := strings.LastIndexByte(service, '/'); !ok && i >= 0 { // a service's name may have one, a check's has none
+		service, name, one = service[:i], service[i+1:], true
+		list, ok = r.services[service]
+	}
 	if !ok {
 		return fmt.Errorf("this node has no service %q", service)
 	}
