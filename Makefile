@@ -75,9 +75,10 @@ test-etcd: ## an etcd that is there already: the store's contract, roles and eve
 	export MESH_COREDNS=$$coredns MESH_ETCD=$$new/etcd MESH_ETCDCTL=$$new/etcdctl MESH_ETCD_OLD=$$old/etcd && \
 	go test -count=1 -timeout 10m -v ./resolver/store/etcd && go test -count=1 -v -run 'TestForeignStore|TestProjection|TestRealCoreDNS' ./cmd/meshd
 
-test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resolved, dnsmasq and openresolv, in namespaces; needs root
-	@packaging/needs root go iproute2 bind9-dnsutils dnsmasq-base dbus-daemon util-linux
+test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resolved, dnsmasq and openresolv, in namespaces, and on a booted Debian; needs root
+	@packaging/needs root go iproute2 bind9-dnsutils dnsmasq-base dbus-daemon util-linux debootstrap systemd-container
 	resolved=$$(packaging/test/resolved) && MESH_RESOLVED=$$resolved go test -count=1 -timeout 10m -v -run 'TestSystemdResolved|TestDnsmasq|TestOpenresolv|TestTakeover' ./cmd/meshd
+	packaging/test/test-resolved
 
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils
