@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"mesh.internal/mesh/cmd/internal/config"
 )
@@ -101,7 +102,7 @@ func (s System) Gather(ctx context.Context, w Want) Machine {
 	m.NetworkManager = b.runs(ctx, networkManager)
 	onBus := b.runs(ctx, resolve1)
 	if m.Resolved.Running && !onBus {
-		m.Resolved.Err = "it is not on the D-Bus"
+		m.Resolved.Err = notOnBus
 	}
 	if m.Resolved.Running = m.Resolved.Running || onBus; !onBus {
 		return m
@@ -258,10 +259,21 @@ func (s System) resolvconf(m *Machine) {
 	}
 }
 
+// notOnBus is so for a moment when a machine starts.
+const notOnBus = "it is not on the D-Bus"
+
 // Setup does what Choose says, and says in sentences what it has done; none if there was nothing to do. With auto it
 // leaves alone what would leave something in /etc.
 func (s System) Setup(ctx context.Context, w Want, auto bool) (did []string, err error) {
 	m := s.Gather(ctx, w)
+	for n := 0; auto && m.Resolved.Err == notOnBus && n < 25; n++ { // five seconds
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+			m = s.Gather(ctx, w)
+		}
+	}
 	p := Choose(m, w)
 	switch {
 	case p.Way == "" || p.Done || auto && p.Lasting:
