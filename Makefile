@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store deb repro test-deb cross packages clean
+.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -74,6 +74,11 @@ test-etcd: ## an etcd that is there already: the store's contract, roles and eve
 	coredns=$$(packaging/test/coredns) && new=$$(packaging/test/etcd trixie) && old=$$(packaging/test/etcd bookworm) && \
 	export MESH_COREDNS=$$coredns MESH_ETCD=$$new/etcd MESH_ETCDCTL=$$new/etcdctl MESH_ETCD_OLD=$$old/etcd && \
 	go test -count=1 -timeout 10m -v ./resolver/store/etcd && go test -count=1 -v -run 'TestForeignStore|TestProjection|TestRealCoreDNS' ./cmd/meshd
+
+test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resolved, dnsmasq and openresolv, in namespaces, and on a booted Debian; needs root
+	@packaging/needs root go iproute2 bind9-dnsutils dnsmasq-base dbus-daemon util-linux debootstrap systemd-container
+	resolved=$$(packaging/test/resolved) && MESH_RESOLVED=$$resolved go test -count=1 -timeout 10m -v -run 'TestSystemdResolved|TestDnsmasq|TestOpenresolv|TestTakeover' ./cmd/meshd
+	packaging/test/test-resolved
 
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils

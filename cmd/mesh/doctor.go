@@ -27,6 +27,7 @@ type checkup struct {
 
 var checkups = []checkup{
 	{"nss", "find out why programs do not see mesh names", doctor.NSS},
+	{"dns", "find out whether programs that speak DNS see mesh names", doctor.Asking},
 }
 
 // report is what a checkup found, as JSON.

@@ -24,6 +24,7 @@ resolver/store: -                        | a seam: what is behind it and before 
 resolver/store/etcd: resolver/store resolver/store/storetest(tests) | one store of several
 resolver/project: resolver resolver/store resolver/store/storetest(tests) | writes names for others and never takes them from there
 resolver/dnsd: resolver                  | a door to the View, knows nothing of where names come from
+resolver/health: -                       | runs what this node's administrator says and knows nothing else
 resolver: resolver/...                   | knows names and no packets
 resolver/...: resolver/...               | knows names and no packets
 vpn/identity: -                          | everything trusts it, so it trusts nothing of ours
@@ -40,12 +41,13 @@ vpn: vpn/...                             | knows packets and no names
 vpn/...: vpn/...                         | knows packets and no names
 cmd/internal/config: vpn/identity        | reads files and starts nothing
 cmd/internal/api: -                      | is shared by programs that must not share more
-cmd/internal/doctor: nss cmd/internal/api cmd/internal/config | reads a machine as a program of the system would
+cmd/internal/doctor: nss cmd/internal/api cmd/internal/config cmd/internal/splitdns | reads a machine as a program of the system would
 cmd/internal/picture: cmd/internal/api    | is a pure function of what the API says
 cmd/internal/export: cmd/internal/api    | is pure functions of what the API says
 cmd/internal/migrate: resolver cmd/internal/api | plans what others carry out, by the resolver's rules for names
 cmd/internal/lab: -                      | makes hosts and does not know what runs in them
 cmd/internal/scripts: -                  | starts foreign programs and knows nothing else
+cmd/internal/splitdns: cmd/internal/config | changes the machine, so it knows nothing but the machine
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands
 cmd/internal/netlab: cmd/internal/lab cmd/internal/api cmd/internal/config vpn vpn/identity | gives nodes their certificates, and asks meshd how they are as mesh status does
 cmd/internal/storelab: cmd/internal/lab cmd/internal/api | has people's commands typed, and asks meshd how it is as mesh status does
@@ -67,6 +69,7 @@ golang.org/x/net/proxy: vpn/tcp                                                 
 golang.org/x/net/http: vpn/tcp                                                               | one place that speaks to proxies
 github.com/huin/goupnp: vpn/portmap                                                          | one place that asks gateways
 github.com/jackpal/go-nat-pmp: vpn/portmap                                                   | as goupnp
+github.com/godbus/dbus: cmd/internal/splitdns                                                | one place that talks to programs of the system
 github.com/spf13/cobra: cmd/...                                                              | an engine has no command line
 `
 

@@ -67,6 +67,7 @@ type Config struct {
 	LAN       bool     `toml:"lan_discovery"`
 	Interface string   `toml:"interface" comment:"The tunnels' network interface, and the largest packet it takes in bytes, 1280 to 1420."`
 	MTU       int      `toml:"mtu"`
+	DNSSetup  string   `toml:"dns_setup" comment:"Have programs that speak DNS ask for mesh names: auto (when meshd starts, where that needs no file in /etc) or off."`
 	LogLevel  string   `toml:"log_level" comment:"debug, info, warn or error."`
 	Store     Store    `toml:"-"`
 	Project   Project  `toml:"-"`
@@ -89,7 +90,7 @@ type Store struct {
 
 // Default returns the configuration that a file's keys are laid over.
 func Default() Config {
-	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: defaultInterface, MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, LogLevel: "info"}
+	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: defaultInterface, MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, DNSSetup: "auto", LogLevel: "info"}
 }
 
 // Load reads and checks the file at path.
@@ -226,6 +227,9 @@ func (c *Config) check() (string, error) {
 	}
 	if c.RelayMbit < 0 || c.RelayMbit > 1_000_000 {
 		return "relay_mbit", fmt.Errorf("%d is not from 0 to 1000000", c.RelayMbit)
+	}
+	if c.DNSSetup != "auto" && c.DNSSetup != "off" {
+		return "dns_setup", fmt.Errorf("%q is neither auto nor off", c.DNSSetup)
 	}
 	if _, err := c.Level(); err != nil {
 		return "log_level", err

@@ -2,7 +2,7 @@
 
 // Package doctor finds out why programs on this machine do not see the mesh's names, and says what to do.
 //
-// Gather reads the machine into a Machine and changes nothing; NSS is a pure function of that, so that any machine there
+// Gather reads the machine into a Machine and changes nothing; NSS, Asking and DNS are pure functions of that, so that any machine there
 // is can be a row of a test. Every finding that is not good has its remedy. The package prints nothing, and starts
 // no goroutine that outlives a call.
 package doctor

@@ -22,6 +22,7 @@ import (
 
 	"mesh.internal/mesh/cmd/internal/api"
 	"mesh.internal/mesh/cmd/internal/config"
+	"mesh.internal/mesh/cmd/internal/splitdns"
 	"mesh.internal/mesh/nss"
 )
 
@@ -46,6 +47,7 @@ func (s System) Gather(ctx context.Context) *Machine {
 		m.OnMesh, m.Zone = err.Error(), config.Default().Domain
 	} else {
 		m.Name, m.Zone = c.Name, c.Domain
+		s.asking(ctx, m, c)
 	}
 	m.Nsswitch, m.HostsFile = s.text(nsswitchFile), s.text("/etc/hosts")
 	m.Modules = s.modules()
@@ -57,6 +59,24 @@ func (s System) Gather(ctx context.Context) *Machine {
 		m.Look = []Look{look(ctx, true, "getent", "-s", "hosts:mesh", "ahosts", full), look(ctx, false, "getent", "ahosts", m.Name)}
 	}
 	return m
+}
+
+// asking finds out whom programs ask that speak DNS.
+func (s System) asking(ctx context.Context, m *Machine, c *config.Config) {
+	if s.Root != "/" {
+		return
+	}
+	w, err := splitdns.WantOf(s.Paths, c)
+	if err != nil {
+		m.Asking.Err = err.Error()
+		return
+	}
+	m.Asking = AskedDNS{Plan: splitdns.Choose(splitdns.System{Root: "/"}.Gather(ctx, w), w), Name: m.Name + "." + m.Zone}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := splitdns.Sees(ctx, m.Asking.Name, w.Servers); err != nil {
+		m.Asking.Sees = err.Error()
+	}
 }
 
 // debian is Debian's word for an architecture of Go's.

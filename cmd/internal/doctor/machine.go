@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"net/netip"
 	"time"
+
+	"mesh.internal/mesh/cmd/internal/splitdns"
 )
 
 // Machine is what was read of a machine: all that findings are made of.
@@ -30,7 +32,16 @@ type Machine struct {
 	Look      []Look
 	Cache     Cache
 	Programs  []Program
+	Asking    AskedDNS
 	Hidden    int // processes that we may not look at
+}
+
+// AskedDNS is how programs that speak DNS come to ask meshd.
+type AskedDNS struct {
+	Plan splitdns.Plan
+	Err  string // why it is not known
+	Name string // that was looked up
+	Sees string // why programs that speak DNS do not see it; empty: they do
 }
 
 // File is a text file; Err says why it could not be read.
