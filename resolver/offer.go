@@ -61,6 +61,19 @@ func (r *Resolver) SetServices(ctx context.Context, services []Service) (landed 
 	return true, r.WaitRevision(ctx, rev)
 }
 
+// WaitingServices are the services of this node that the store does not have, by name, and why.
+func (r *Resolver) WaitingServices() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[string]string{}
+	for key, v := range r.own.values {
+		if strings.HasPrefix(key, kindServices+"/") && !v.landed {
+			out[v.Name] = v.why()
+		}
+	}
+	return out
+}
+
 // SetHealth says how this node's services are, by their names.
 func (r *Resolver) SetHealth(health map[string]Health) {
 	r.mu.Lock()
@@ -94,6 +107,7 @@ func (r *Resolver) tellHealth(ctx context.Context) {
 func (r *Resolver) keepTelling(ctx context.Context, put func(context.Context, string, []byte) error) error {
 	key := store.HealthKey(r.cfg.Signer.Name())
 	var told map[string]store.Health
+	var seq uint64
 	for {
 		now := r.healthToTell()
 		if len(now) == 0 {
@@ -101,8 +115,7 @@ func (r *Resolver) keepTelling(ctx context.Context, put func(context.Context, st
 		}
 		if !maps.Equal(now, told) || !r.stillTold(key) {
 			r.mu.Lock()
-			seq := max(uint64(time.Now().UnixMilli()), r.seqs[key]+1)
-			r.seqs[key] = seq
+			seq = max(uint64(time.Now().UnixMilli()), seq+1, r.seqs[key]+1)
 			r.mu.Unlock()
 			b, err := store.Seal(key, store.Value{Seq: seq, Health: now}, r.cfg.Signer)
 			if err != nil {

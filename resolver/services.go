@@ -5,6 +5,7 @@ package resolver
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -225,3 +226,19 @@ func (v *View) ServicesOf(typ string) []*Service {
 // ServiceHosts returns the names that stand for services, each with the addresses of those that are usable, sorted by name:
 // "http", "http.service", "TAG.http.service". Lookup finds them, and Hosts does not have them.
 func (v *View) ServiceHosts() []*Host { return v.standIns }
+
+// All yields Hosts and then ServiceHosts: everything that a name with addresses is to be written for.
+func (v *View) All() iter.Seq[*Host] {
+	return func(yield func(*Host) bool) {
+		for i := range v.hosts {
+			if !yield(&v.hosts[i]) {
+				return
+			}
+		}
+		for _, h := range v.standIns {
+			if !yield(h) {
+				return
+			}
+		}
+	}
+}

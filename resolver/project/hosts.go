@@ -24,8 +24,7 @@ func Hosts(path string, prefix netip.Prefix) Layout {
 
 func encodeHosts(v *resolver.View) map[string]string {
 	out := map[string]string{}
-	for i := range v.Hosts() {
-		h := &v.Hosts()[i]
+	for h := range v.All() {
 		for _, a := range h.Addrs {
 			if !a.Is4() {
 				continue

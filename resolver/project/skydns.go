@@ -3,6 +3,7 @@
 package project
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"slices"
@@ -18,6 +19,8 @@ import (
 //	PATH/internal/mesh/bkero/nas/v4        {"host":"10.11.0.80",…}             of nas.bkero.mesh.internal
 //	PATH/internal/mesh/dns/apex/x          {"text":…}                          for the zone itself, which has no address
 //	PATH/internal/mesh/dns/ns/spencer/v4   {"host":"10.11.0.1",…}              the zone's name server
+//	PATH/internal/mesh/http/v4             {"host":"10.11.0.2",…}              of a host that offers http, and is well
+//	PATH/internal/mesh/_tcp/_http/0        {"host":"bkero.mesh.internal",…}    with its port, for SRV
 //	PATH/arpa/in-addr/10/11/0/2            {"host":"bkero.mesh.internal.",…}   for reverse look-ups, which want this very key
 //
 // CoreDNS answers with everything below a name's key. So every name is a group: of what it finds CoreDNS takes the group
@@ -32,6 +35,9 @@ type SkyDNS struct {
 // record is a value. Text must be empty where Host is a name, or CoreDNS makes no CNAME of it and no PTR.
 type record struct {
 	Host        string `json:"host,omitempty"`
+	Port        uint16 `json:"port,omitempty"`
+	Priority    uint16 `json:"priority,omitempty"` // of 0 CoreDNS makes 10
+	Weight      uint16 `json:"weight,omitempty"`   // of 0 CoreDNS makes 100
 	Text        string `json:"text,omitempty"`
 	TTL         int    `json:"ttl,omitempty"`
 	TargetStrip int    `json:"targetstrip,omitempty"` // labels that the name of a target does not have of the key
@@ -87,10 +93,16 @@ func (s SkyDNS) forward(v *resolver.View) map[string]string {
 			out[key+"/"+leaf] = record{Host: a.String(), TTL: s.TTL, TargetStrip: 1, Group: groupMark + name + "." + v.Zone}.text()
 		}
 	}
-	for i := range v.Hosts() {
-		h := &v.Hosts()[i]
+	for h := range v.All() {
 		for _, n := range append([]string{h.Name}, h.Aliases...) {
 			addrs(reversed(n), n, h.Addrs)
+		}
+	}
+	for i, x := range v.Services() {
+		if x.Usable() {
+			name := "_" + x.Type + "._" + x.Proto
+			out[reversed(name)+"/"+strconv.Itoa(i)] = record{Host: x.Host + "." + v.Zone, Port: x.Port, Priority: cmp.Or(x.Priority, 1), Weight: cmp.Or(x.Weight, 1), TTL: s.TTL, TargetStrip: 1,
+				Group: groupMark + name + "." + v.Zone}.text()
 		}
 	}
 	out["dns/apex/x"] = record{Text: "names of a mesh, written by meshd", TTL: s.TTL, Group: groupMark + "apex.dns." + v.Zone}.text()

@@ -127,6 +127,7 @@ type Hosts struct {
 	Domain   string         `json:"domain"`
 	Prefixes []netip.Prefix `json:"prefixes"` // of the mesh's addresses
 	Hosts    []Host         `json:"hosts"`    // sorted by name
+	Services []Host         `json:"services"` // names that stand for services, each with the addresses of those that are well
 }
 
 // Group is a group of GET /v1/groups. Of the body of PUT, Name and Members count: they are added to what there is.

@@ -39,8 +39,8 @@ vpn/portmap: -                           | hears strangers: it suggests, and oth
 vpn/netcheck: -                          | pure functions
 vpn: vpn/...                             | knows packets and no names
 vpn/...: vpn/...                         | knows packets and no names
-cmd/internal/config: vpn/identity        | reads files and starts nothing
-cmd/internal/api: -                      | is shared by programs that must not share more
+cmd/internal/config: vpn/identity resolver/health | reads files and starts nothing
+cmd/internal/api: resolver/health        | is shared by programs that must not share more
 cmd/internal/doctor: nss cmd/internal/api cmd/internal/config cmd/internal/splitdns | reads a machine as a program of the system would
 cmd/internal/picture: cmd/internal/api    | is a pure function of what the API says
 cmd/internal/export: cmd/internal/api    | is pure functions of what the API says

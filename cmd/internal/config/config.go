@@ -69,6 +69,9 @@ type Config struct {
 	MTU       int      `toml:"mtu"`
 	DNSSetup  string   `toml:"dns_setup" comment:"Have programs that speak DNS ask for mesh names: auto (when meshd starts, where that needs no file in /etc) or off."`
 	LogLevel  string   `toml:"log_level" comment:"debug, info, warn or error."`
+	Fallback  string   `toml:"service_fallback" comment:"What a name leads to when none who offer that service are well: \"none\" of them or \"all\"."`
+	Consul    []string `toml:"consul" comment:"Where to answer Consul's HTTP API, read-only: \"127.0.0.1:8500\". Reports of health are taken there where consul_reports is true, of whoever can reach it."`
+	Reports   bool     `toml:"consul_reports"`
 	Store     Store    `toml:"-"`
 	Project   Project  `toml:"-"`
 }
@@ -90,8 +93,14 @@ type Store struct {
 
 // Default returns the configuration that a file's keys are laid over.
 func Default() Config {
-	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: defaultInterface, MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, DNSSetup: "auto", LogLevel: "info"}
+	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: defaultInterface, MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, DNSSetup: "auto", LogLevel: "info", Fallback: FallbackNone}
 }
+
+// Values of service_fallback.
+const (
+	FallbackNone = "none"
+	FallbackAll  = "all"
+)
 
 // Load reads and checks the file at path.
 func Load(path string) (*Config, error) {
@@ -112,19 +121,8 @@ func Load(path string) (*Config, error) {
 // Parse reads and checks a configuration. Its errors begin with the line, where there is one.
 func Parse(b []byte) (*Config, error) {
 	f := file{Config: Default()}
-	err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&f)
-	var strict *toml.StrictMissingError
-	var dec *toml.DecodeError
-	switch {
-	case errors.As(err, &strict):
-		d := strict.Errors[0]
-		line, _ := d.Position()
-		return nil, fmt.Errorf("%d: unknown key %q; the keys are listed in mesh.toml(5)", line, strings.Join(d.Key(), "."))
-	case errors.As(err, &dec):
-		line, col := dec.Position()
-		return nil, fmt.Errorf("%d:%d: %s", line, col, dec.Error())
-	case err != nil:
-		return nil, fmt.Errorf(" %w", err)
+	if err := decode(b, &f, "mesh.toml(5)"); err != nil {
+		return nil, err
 	}
 	c := f.Config
 	if err := c.Store.set(f.Store); err != nil {
@@ -135,6 +133,25 @@ func Parse(b []byte) (*Config, error) {
 		return nil, keyError(b, key, err)
 	}
 	return &c, nil
+}
+
+// decode reads TOML into v, all of whose keys are listed in manual.
+func decode(b []byte, v any, manual string) error {
+	err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(v)
+	var strict *toml.StrictMissingError
+	var dec *toml.DecodeError
+	switch {
+	case errors.As(err, &strict):
+		d := strict.Errors[0]
+		line, _ := d.Position()
+		return fmt.Errorf("%d: unknown key %q; the keys are listed in %s", line, strings.Join(d.Key(), "."), manual)
+	case errors.As(err, &dec):
+		line, col := dec.Position()
+		return fmt.Errorf("%d:%d: %s", line, col, dec.Error())
+	case err != nil:
+		return fmt.Errorf(" %w", err)
+	}
+	return nil
 }
 
 // keyError names the line of a key whose value is wrong.
@@ -234,6 +251,12 @@ func (c *Config) check() (string, error) {
 	if _, err := c.Level(); err != nil {
 		return "log_level", err
 	}
+	if c.Fallback != FallbackNone && c.Fallback != FallbackAll {
+		return "service_fallback", fmt.Errorf("%q is neither %q nor %q", c.Fallback, FallbackNone, FallbackAll)
+	}
+	if _, err := c.ConsulAddrs(); err != nil {
+		return "consul", err
+	}
 	if key, err := c.Store.checkAccess(c.Domain); err != nil {
 		return key, err
 	}
@@ -280,6 +303,19 @@ func (c *Config) Subnets() (out []identity.Subnet, err error) {
 			return nil, err
 		}
 		out = append(out, sub)
+	}
+	return out, nil
+}
+
+// ConsulAddrs is where Consul's HTTP API is answered: addresses of this machine, or of its mesh interface.
+func (c *Config) ConsulAddrs() (out []netip.AddrPort, err error) {
+	p, _ := c.Prefix4()
+	for _, s := range c.Consul {
+		a, err := netip.ParseAddrPort(s)
+		if err != nil || a.Port() == 0 || !a.Addr().IsLoopback() && !p.Contains(a.Addr()) {
+			return nil, fmt.Errorf("%q is not a loopback address or one of the mesh, with a port, like 127.0.0.1:8500", s)
+		}
+		out = append(out, a)
 	}
 	return out, nil
 }

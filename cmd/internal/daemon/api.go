@@ -44,6 +44,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return d.status(), nil }))
 	d.handleHosts(mux)
 	d.handleNames(mux)
+	d.handleServices(mux)
 	mux.HandleFunc("GET /v1/groups", answer(func(*http.Request) (any, error) { return d.groups(), nil }))
 	mux.HandleFunc("PUT /v1/groups", answer(d.addGroup))
 	mux.HandleFunc("DELETE /v1/groups/{name}", answer(d.removeGroup))
@@ -52,7 +53,10 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	d.handleNet(mux)
 	d.handleBook(mux)
 	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
-		BaseContext: func(net.Listener) context.Context { return ctx }} // so that streams end with the daemon
+		BaseContext: func(net.Listener) context.Context { return ctx }, // so that streams end with the daemon
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, isRoot(c))
+		}}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -60,6 +64,11 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	}
 	return nil
 }
+
+// peerKey is where a request's context says whether root has sent it.
+type peerKey struct{}
+
+func fromRoot(ctx context.Context) bool { root, _ := ctx.Value(peerKey{}).(bool); return root }
 
 // answer makes a handler of a function that returns what to send.
 func answer(f func(*http.Request) (any, error)) http.HandlerFunc {

@@ -61,6 +61,8 @@ type daemon struct {
 	snap     snapshot
 	scripts  *scripts.Runner
 	watchers atomic.Int64
+	offers   offers
+	reread   chan struct{} // capacity 1: files of services are to be read again
 
 	projecting map[string]*project.Writer // by layout
 
@@ -107,7 +109,7 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	d := &daemon{opts: opts, log: opts.Log, id: id, prefixes: []netip.Prefix{p4, id.CA.Prefix6()},
-		book: join.NewBook(filepath.Join(opts.Paths.State, "invitations.json")), warnings: map[string]string{}}
+		book: join.NewBook(filepath.Join(opts.Paths.State, "invitations.json")), warnings: map[string]string{}, reread: make(chan struct{}, 1)}
 	d.cfg.Store(c)
 	if err := os.MkdirAll(opts.Paths.Run, 0o755); err != nil {
 		return fmt.Errorf("making the directory of the snapshot: %w", err)
@@ -128,7 +130,7 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	id.Evicted = d.node.Evicted
 	rc := resolver.Config{Zone: c.Domain, Prefixes: d.prefixes, Signer: signer{id}, Verifier: &d.keys, StateDir: opts.Paths.State,
-		LearnNode: d.node.Learn, Log: d.log}
+		LearnNode: d.node.Learn, LastResort: c.Fallback == config.FallbackAll, Log: d.log}
 	var st store.Store
 	if eps := d.endpoints(); len(eps) > 0 {
 		var closeStore func() error
@@ -139,6 +141,7 @@ func Run(ctx context.Context, opts Options) error {
 		rc.Store = st
 	}
 	d.names = resolver.New(rc)
+	d.offers.checks = d.newChecks()
 	d.projecting = d.projections(c, rc.Store)
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -161,6 +164,7 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(d.writeSnapshots(d.names.Changed()))
 		goRun(d.names.Run)
 		goRun(func(ctx context.Context) error { d.scripts.Run(ctx); return nil })
+		goRun(d.serveServices)
 		goRun(d.keepStore(st))
 		goRun(d.keepBackups)
 		goRun(d.serveTCP)
@@ -283,6 +287,10 @@ func (d *daemon) reload(ctx context.Context) error {
 			return nil
 		case <-d.opts.Reload:
 		}
+		select {
+		case d.reread <- struct{}{}:
+		default:
+		}
 		c, err := config.Load(d.opts.Paths.Config)
 		if err != nil {
 			d.warn("reload", "the configuration was not read again: "+err.Error())
@@ -292,7 +300,7 @@ func (d *daemon) reload(ctx context.Context) error {
 		old := d.cfg.Load()
 		if c.Name != old.Name || c.Mesh != old.Mesh || c.Domain != old.Domain || c.Prefix != old.Prefix || c.Port != old.Port ||
 			c.Interface != old.Interface || c.MTU != old.MTU ||
-			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || c.PortMap != old.PortMap || c.LAN != old.LAN || !slices.Equal(c.Subnet, old.Subnet) || !reflect.DeepEqual(c.Store, old.Store) || !reflect.DeepEqual(c.Project, old.Project) || !slices.Equal(c.Connect, old.Connect) {
+			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || c.PortMap != old.PortMap || c.LAN != old.LAN || !slices.Equal(c.Subnet, old.Subnet) || c.Fallback != old.Fallback || !slices.Equal(c.Consul, old.Consul) || c.Reports != old.Reports || !reflect.DeepEqual(c.Store, old.Store) || !reflect.DeepEqual(c.Project, old.Project) || !slices.Equal(c.Connect, old.Connect) {
 			d.warn("reload", "only public and log_level take effect at once; restart meshd for the rest")
 		}
 		next := *old

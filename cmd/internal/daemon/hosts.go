@@ -33,6 +33,9 @@ func (d *daemon) hosts() api.Hosts {
 	for i := range v.Hosts() {
 		out.Hosts = append(out.Hosts, hostOf(v, &v.Hosts()[i]))
 	}
+	for _, h := range v.ServiceHosts() {
+		out.Services = append(out.Services, hostOf(v, h))
+	}
 	return out
 }
 
@@ -99,7 +102,7 @@ func (d *daemon) changeHost(r *http.Request) (any, error) {
 
 // notHere is the error of those who want to change a host that was not added on this node.
 func (d *daemon) notHere(name string) error {
-	h, _ := d.names.View().Lookup(name)
+	h := d.names.View().Host(name)
 	switch {
 	case h == nil:
 		return fmt.Errorf("no host %s was added here: `mesh host add %s ADDRESS` adds one", name, name)
@@ -165,7 +168,7 @@ func (d *daemon) showHost(r *http.Request) (any, error) {
 	name := d.relative(r.PathValue("name"))
 	v := d.names.View()
 	var out api.HostShown
-	h, _ := v.Lookup(name)
+	h := v.Host(name)
 	if h != nil {
 		name = h.Name
 		out.Host = hostOf(v, h)

@@ -125,6 +125,11 @@ func Set(v *resolver.View, hidden map[string]bool) nss.Set {
 		}
 	}
 	s.Hosts = append(first, rest...)
+	for _, h := range v.ServiceHosts() {
+		if forms := v.Forms(h, hidden); len(forms) > 0 {
+			s.Hosts = append(s.Hosts, nss.Host{Name: forms[0], Aliases: forms[1:], Addrs: h.Addrs})
+		}
+	}
 	for _, g := range v.Groups() {
 		x := nss.Group{Name: g.Name}
 		for _, h := range g.Hosts {

@@ -76,6 +76,11 @@ func hosts(w io.Writer, m Mesh) error {
 			}
 		}
 	}
+	for _, h := range m.Services {
+		for _, a := range h.Addrs {
+			fmt.Fprintln(&b, strings.Join(append([]string{a.String()}, names(h)...), "\t"))
+		}
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }

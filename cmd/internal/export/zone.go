@@ -39,6 +39,9 @@ func zone(w io.Writer, m Mesh) error {
 			addrRecords(&b, a, h)
 		}
 	}
+	for _, h := range m.Services {
+		addrRecords(&b, h.Name, h)
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
