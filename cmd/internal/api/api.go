@@ -90,6 +90,14 @@ type Store struct {
 	Revision  int64     `json:"revision"`
 	Error     string    `json:"error,omitempty"`
 	Waiting   []string  `json:"waiting,omitempty"` // changes made here that are not in it yet
+	LastSeen  *LastSeen `json:"last_seen,omitempty"`
+}
+
+// LastSeen is what the store lacks since it began anew, which stays as it was until its owners publish it again.
+type LastSeen struct {
+	Names  int       `json:"names"`  // hosts and groups
+	Owners []string  `json:"owners"` // from whom not all has come again
+	Since  time.Time `json:"since"`  // when this node saw that the store began anew
 }
 
 // Projection is a layout of the names for programs that read etcd themselves.

@@ -164,7 +164,7 @@ func (d *daemon) removeGroup(r *http.Request) (any, error) {
 }
 
 func storeOf(st resolver.StoreState) api.Store {
-	return api.Store{State: st.State, Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting}
+	return api.Store{State: st.State, Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting, LastSeen: (*api.LastSeen)(st.LastSeen)}
 }
 
 // groupName is a group's name as people write it, with or without "@".
