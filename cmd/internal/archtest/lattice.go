@@ -48,7 +48,7 @@ cmd/internal/lab: -                      | makes hosts and does not know what ru
 cmd/internal/scripts: -                  | starts foreign programs and knows nothing else
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands
 cmd/internal/netlab: cmd/internal/lab cmd/internal/api cmd/internal/config vpn vpn/identity | gives nodes their certificates, and asks meshd how they are as mesh status does
-cmd/internal/storelab: cmd/internal/lab cmd/internal/api | has people's commands typed, and asks meshd how it is as mesh status does
+cmd/internal/storelab: cmd/internal/lab cmd/internal/api cmd/internal/config resolver/store/etcd | has people's commands typed, asks meshd how it is as mesh status does, and compacts the store as a member
 cmd/internal/tour: cmd/internal/lab(tests) | types what the documents show, and knows no more than they say
 cmd/internal/archtest: -                 | judges everything
 cmd/...: ...                             | the root that introduces the engines to each other
