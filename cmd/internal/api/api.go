@@ -174,6 +174,19 @@ type Invitation struct {
 	Warning string     `json:"warning,omitempty"` // why it may not work
 }
 
+// Grant lets a node invite: POST /v1/grants makes one, DELETE /v1/grants/NODE takes it back.
+type Grant struct {
+	Node  string    `json:"node"`
+	Below string    `json:"below,omitempty"` // only names that begin with this label and a hyphen
+	At    time.Time `json:"at"`
+	Void  bool      `json:"void,omitempty"` // the node with the certificate that this was granted to is no member any more
+}
+
+// Grants is GET /v1/grants.
+type Grants struct {
+	Grants []Grant `json:"grants"`
+}
+
 // Error is the body of every answer that is not 200.
 type Error struct {
 	Message string `json:"error"`
