@@ -257,3 +257,34 @@ func TestNotAnew(t *testing.T) {
 		}
 	})
 }
+
+// A service stays as last seen; how it is does not, once its owner would have said so again.
+func TestLastSeenHealth(t *testing.T) {
+	run(t, func(t *testing.T, dir func(string) string) {
+		st := &losing{m: &storetest.Memory{}}
+		b, _ := node(t, dir("b"), "spencer", st)
+		for key, v := range map[string]store.Value{
+			store.ServiceKey("nibz", "http"): {Seq: 1, Name: "http", Service: &store.Service{Type: "http", Proto: "tcp", Port: 80}},
+			store.HealthKey("nibz"):          {Seq: 1, Health: map[string]store.Health{"http": {State: string(Passing)}}},
+		} {
+			x, err := store.Seal(key, v, member("nibz"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			st.Commit(t.Context(), nil, []store.Op{{Key: key, Value: x}})
+		}
+		settle()
+		is := func(want State) {
+			t.Helper()
+			if all := b.View().ServicesOf("http"); len(all) != 1 || all[0].Health.State != want {
+				t.Errorf("%+v, want %s", all, want)
+			}
+		}
+		is(Passing)
+		st.begin()
+		settle()
+		is(Passing)
+		<-time.After(settleIn)
+		is(Offline)
+	})
+}
