@@ -179,12 +179,23 @@ func (w *world) story() {
 		w.voters(spencer, "mammon", "nibz", "spencer")
 		return "one begins anew; the others, back, are fenced off, and join again"
 	})
-	w.fault("a member's clock is an hour ahead", "for the rest of all this", w.nodes, func() string {
+	w.fault("a member's clock is an hour ahead", "", w.nodes, func() string {
 		nibz.stop()
 		nibz.startAs("skewed-")
 		took := w.voters(spencer, "mammon", "nibz", "spencer")
 		w.pause(away)
 		return "back after " + seconds(took) + "; its changes land, and those of others there"
+	})
+	w.fault("and is put right", "", without(w.nodes, nibz), func() string {
+		nibz.stop()
+		nibz.start()
+		addr := must1(nibz.status()).Self.Addrs[0].String()
+		var took time.Duration
+		for _, n := range without(w.nodes, nibz) {
+			took += n.until("it reaches nibz", func() error { _, err := n.host.Run(w.ctx, "ping", "-c", "1", "-W", "1", addr); return err })
+		}
+		w.voters(spencer, "mammon", "nibz", "spencer")
+		return "all reach it after " + seconds(took) + "; its changes after that are later than those before"
 	})
 	w.fault("three members become one", "", w.nodes, func() string {
 		spencer.mesh("store", "remove", "mammon", "nibz")

@@ -83,7 +83,9 @@ func end(p *lab.Process, sig os.Signal) {
 func (n *node) off() {
 	end(n.keeper, unix.SIGKILL)
 	end(n.meshd, unix.SIGKILL)
-	n.w.history.reborn(n)
+	var names os.FileInfo
+	must(n.host.Do(func() (err error) { names, err = os.Stat("/var/lib/mesh/names.json"); return err }))
+	n.w.history.reborn(n, names.ModTime())
 }
 
 // client talks to the node's meshd, from outside of the host.
