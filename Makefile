@@ -67,6 +67,9 @@ test-store: ## a mesh of five real nodes and all that can happen to the store th
 	@packaging/needs root go iproute2
 	@mkdir -p build
 	@$(foreach p,mesh meshd meshd-etcd,$(GOBUILD) -o build/$(p) ./cmd/$(p) &&) $(GOBUILD) -o build/storelab ./cmd/internal/storelab
+	@mkdir -p build/skewed && from=$$(go env GOROOT)/src/time/time.go && sed 's/^\tsec, nsec, mono := runtimeNow()$$/&\n\tsec += 3600/' $$from >build/skewed/time.go && \
+	grep -q 'sec += 3600' build/skewed/time.go && echo "{\"Replace\":{\"$$from\":\"$(CURDIR)/build/skewed/time.go\"}}" >build/skewed/overlay.json
+	@$(foreach p,meshd meshd-etcd,$(GOBUILD) -overlay build/skewed/overlay.json -o build/skewed/$(p) ./cmd/$(p) &&) true
 	build/storelab -o docs/store-faults.md $(ARGS)
 
 test-etcd: ## an etcd that is there already: the store's contract, roles and every error with Debian's etcd 3.5, 3.4 refused, and CoreDNS; needs root

@@ -48,7 +48,10 @@ func TestBackup(t *testing.T) {
 		if err != nil || len(done.Refused) == 0 || done.Put == 0 {
 			t.Errorf("restoring a forged one: %+v, %v", done, err)
 		}
-		wantAddr(t, a, "nas", "")
+		if kv, _ := fresh.Get(t.Context(), store.HostKey("bkero", "nas")); kv.Modified != 0 {
+			t.Errorf("the forged value is in the store: %s", kv.Value)
+		}
+		wantAddr(t, a, "nas", "10.11.0.79") // as last seen
 		done, err = a.Restore(t.Context(), bytes.NewReader(file.Bytes()))
 		if err != nil || len(done.Refused) != 0 || done.Newer == 0 {
 			t.Errorf("restoring: %+v, %v", done, err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -21,6 +22,8 @@ type cache struct {
 	Revision int64             `json:"revision"`
 	Values   []cached          `json:"values"`
 	Seqs     map[string]uint64 `json:"seqs"`
+
+	LastSeen map[string]time.Time `json:"last_seen,omitempty"` // keys that the store lacks since it began anew
 }
 
 type cached struct {
@@ -56,6 +59,9 @@ func (r *Resolver) loadDisk() {
 		if len(v.val.Record) > 0 {
 			records = append(records, v.val.Record)
 		}
+	}
+	for key, since := range c.LastSeen {
+		r.lastSeen[key] = since
 	}
 	r.rev = c.Revision
 	r.mu.Unlock()
@@ -94,7 +100,7 @@ func (r *Resolver) save(ctx context.Context) {
 
 func (r *Resolver) saveCache() {
 	r.mu.Lock()
-	c := cache{Revision: r.rev, Seqs: make(map[string]uint64, len(r.seqs))}
+	c := cache{Revision: r.rev, Seqs: make(map[string]uint64, len(r.seqs)), LastSeen: maps.Clone(r.lastSeen)}
 	for k, s := range r.seqs {
 		c.Seqs[k] = s
 	}

@@ -47,9 +47,9 @@ func (r *Resolver) giver(name string) string {
 	return c.val.Owner
 }
 
-// static is a host as a value says it. r.mu is held.
-func (r *Resolver) static(v *value) (s Static, ok bool) {
-	s = Static{Host: hostOf(v.val), Standing: Standing{Created: v.kv.Created}}
+// static is a host as the value under key says it. r.mu is held.
+func (r *Resolver) static(key string, v *value) (s Static, ok bool) {
+	s = Static{Host: hostOf(v.val), Standing: Standing{Created: r.created(key, v)}}
 	if to := v.val.To; to != "" {
 		c := r.values[store.NameClaimKey(v.val.Name)]
 		if c == nil || c.err != nil || c.val.Owner != v.val.Owner || c.val.To != to || r.nodes[to].Name == "" {
@@ -58,11 +58,11 @@ func (r *Resolver) static(v *value) (s Static, ok bool) {
 		s.Owner = to
 	}
 	for i, n := range append([]string{s.Name}, s.Aliases...) {
-		key := store.NameClaimKey(n)
-		switch by := r.holder(key); {
+		claim := store.NameClaimKey(n)
+		switch by := r.holder(claim); {
 		case by == s.Owner:
 			s.Claimed = s.Claimed || i == 0
-		case by != "" && r.values[key].kv.Created < v.kv.Created:
+		case by != "" && r.before(claim, key, v):
 			if s.Taken == nil {
 				s.Taken = map[string]string{}
 			}
@@ -203,7 +203,7 @@ func (r *Resolver) accept() (changed bool) {
 		if x.err != nil || x.val.To != self || giver == self || kind != kindHosts && kind != kindNames || r.own.values[rest] != nil || r.own.taken[key] >= x.val.Seq {
 			continue
 		}
-		c := r.values[store.NameClaimKey(name)]
+		c := r.stored(store.NameClaimKey(name))
 		if c == nil || c.err != nil || c.val.Owner != giver || c.val.To != self {
 			continue
 		}
@@ -247,6 +247,6 @@ func (r *Resolver) parted(ctx context.Context, v store.Value) bool {
 func (r *Resolver) stolen(key string, kv store.KV) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	x := r.values[key]
+	x := r.stored(key)
 	return x != nil && x.err == nil && x.kv.Created == kv.Created && r.holder(key) == r.cfg.Signer.Name()
 }

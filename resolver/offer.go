@@ -141,7 +141,7 @@ func (r *Resolver) keepTelling(ctx context.Context, put func(context.Context, st
 func (r *Resolver) stillTold(key string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.values[key] != nil
+	return r.stored(key) != nil
 }
 
 // healthToTell is the health of all services of this node, in few enough bytes.

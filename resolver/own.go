@@ -365,6 +365,10 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		kind, _, _ := strings.Cut(key, "/")
 		if ours && r.own.complete[kind] && r.own.values[key] == nil && v.kv.Modified != 0 {
 			gone = append(gone, key)
+			if _, already := r.lastSeen[self+"/"+key]; already {
+				r.drop(self + "/" + key)
+				poke(r.dirty)
+			}
 		}
 	}
 	node := r.own
@@ -377,9 +381,6 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 	note := func(rev int64, err error) {
 		last = max(last, rev)
 		errs = append(errs, err)
-	}
-	if node.record != nil && !said {
-		note(r.put(ctx, store.NodeKey(self), store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
 	}
 	for key, v := range want {
 		rev, err := r.publish(ctx, key, v.Value)
@@ -398,6 +399,9 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 	}
 	for _, key := range gone {
 		note(r.withdraw(ctx, key))
+	}
+	if node.record != nil && !said { // last: in a store that has begun anew it says that all else has been tried
+		note(r.put(ctx, store.NodeKey(self), store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
 	}
 	return last, errors.Join(errs...)
 }
@@ -519,7 +523,7 @@ func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int6
 
 // has reports whether the store was last seen to have v, put there by its owner last. r.mu is held.
 func (r *Resolver) has(key string, v store.Value) bool {
-	has := r.values[key]
+	has := r.stored(key)
 	return has != nil && has.err == nil && has.refused == nil && same(has.val, v) && has.val.Seq >= r.seqs[key]
 }
 
@@ -534,7 +538,7 @@ func (r *Resolver) inPlace(key string, v store.Value) (rev int64, ok bool) {
 		return 0, false
 	}
 	for _, c := range claims {
-		x := r.values[c.key]
+		x := r.stored(c.key)
 		if x == nil || x.err != nil || x.refused != nil || x.val.Owner != v.Owner || x.val.To != v.To || x.val.For != "" {
 			return 0, false
 		}
@@ -577,6 +581,9 @@ func (r *Resolver) giveUp(ctx context.Context, key string, old []byte) (ops []st
 func (r *Resolver) free(ctx context.Context, key, what string) (rev int64, held store.Value, err error) {
 	none := store.Value{}
 	kv, err := r.cfg.Store.Get(ctx, key)
+	if err == nil && kv.Modified == 0 {
+		err = r.missed(key, what)
+	}
 	if err != nil || kv.Modified == 0 {
 		return 0, none, err
 	}

@@ -58,7 +58,10 @@ type Resolver struct {
 	values   map[string]*value // by key
 	seqs     map[string]uint64 // highest sequence ever seen of a key, also after its deletion
 	rev      int64
-	followed bool // values are, or were in this run, the store's own
+	lastSeen map[string]time.Time // keys of values that the store lacks since it began anew
+	heard    map[string]time.Time // by owner: when something of it was last found in such a store
+	forgetAt time.Time            // when forget has something to do; zero: never
+	followed bool                 // values are, or were in this run, the store's own
 	state    StoreState
 	own      ownState
 	dirty    chan struct{} // capacity 1: something to build a View from has changed
@@ -96,11 +99,13 @@ type StoreState struct {
 	Err      string    `json:"error,omitempty"`   // why it is unreachable
 	Refused  []string  `json:"refused,omitempty"` // keys whose values were not accepted, at most 20
 	Waiting  []string  `json:"waiting,omitempty"` // own hosts and groups ("@name") that are not in the store yet, and why
+	LastSeen *LastSeen `json:"last_seen,omitempty"`
 }
 
 // New returns a Resolver that knows nothing yet.
 func New(cfg Config) *Resolver {
 	r := &Resolver{cfg: cfg, built: make(chan struct{}), loaded: make(chan struct{}), changed: make(chan struct{}), nodes: map[string]Node{}, values: map[string]*value{}, seqs: map[string]uint64{},
+		lastSeen: map[string]time.Time{}, heard: map[string]time.Time{},
 		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1), behind: make(chan struct{}, 1), untold: make(chan struct{}, 1)}
 	r.state = StoreState{State: "none", Since: time.Now()}
 	r.view.Store(Build(Parts{Zone: cfg.Zone, Prefixes: cfg.Prefixes, Built: time.Now()}))
@@ -138,7 +143,7 @@ func (r *Resolver) State() StoreState {
 			s.Refused = append(s.Refused, key+": "+err.Error())
 		}
 	}
-	s.Waiting = r.own.waiting()
+	s.Waiting, s.LastSeen = r.own.waiting(), r.missing()
 	return s
 }
 
@@ -185,6 +190,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-r.dirty:
+		case <-r.later():
 		}
 		r.build()
 		if !sleep(ctx, buildEvery) {
@@ -233,6 +239,9 @@ func (r *Resolver) follow(ctx context.Context) {
 			poke(r.untold)
 			wait = retryFirst
 			err = r.cfg.Store.Follow(ctx, rev, r.apply)
+			r.mu.Lock()
+			clear(r.heard) // nobody can be heard now
+			r.mu.Unlock()
 			if errors.Is(err, store.ErrGap) {
 				continue
 			}
@@ -248,7 +257,7 @@ func (r *Resolver) follow(ctx context.Context) {
 	}
 }
 
-// replace takes the whole content of the store.
+// replace takes the whole content of the store. What is missing was deleted, unless the store has begun anew.
 func (r *Resolver) replace(kvs []store.KV, rev int64) {
 	seen := make(map[string]bool, len(kvs))
 	changes := make([]store.Change, 0, len(kvs))
@@ -257,14 +266,23 @@ func (r *Resolver) replace(kvs []store.KV, rev int64) {
 		changes = append(changes, store.Change{KV: kv})
 	}
 	r.mu.Lock()
+	anew := r.anew(kvs, rev)
+	if anew {
+		r.begin(time.Now())
+	}
 	for key := range r.values {
-		if !seen[key] {
+		if _, kept := r.lastSeen[key]; !seen[key] && !kept {
 			delete(r.values, key)
 		}
 	}
 	r.followed = true
 	r.mu.Unlock()
 	r.apply(rev, changes)
+	if anew {
+		r.mu.Lock()
+		r.seqs[store.NodeKey(r.cfg.Signer.Name())]++ // so that it is written anew, by which others know that we were here
+		r.mu.Unlock()
+	}
 }
 
 // apply takes changes of the store.
@@ -282,8 +300,11 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		}
 		if c.Deleted {
 			delete(r.values, c.Key)
+			delete(r.lastSeen, c.Key)
 			continue
 		}
+		_, before := r.lastSeen[c.Key] // then what we know is another store's
+		r.found(c.Key)
 		if old != nil && old.kv.Modified == c.Modified && string(old.kv.Value) == string(c.Value) {
 			old.refused = nil
 			continue
@@ -293,7 +314,7 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		if v.val.To == self {
 			poke(r.behind) // something is given to us
 		}
-		if err := handedOver(c.Key, old, v); err != nil {
+		if err := handedOver(c.Key, old, v); err != nil && !before {
 			v.err = err
 		}
 		if old != nil && old.err == nil && v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) && !errors.Is(v.err, store.ErrEvicted) {
@@ -355,11 +376,11 @@ func (r *Resolver) published(p *Parts) {
 		}
 		switch key {
 		case store.HostKey(v.val.Owner, v.val.Name):
-			if h, ok := r.static(v); ok {
+			if h, ok := r.static(key, v); ok {
 				p.Hosts = append(p.Hosts, h)
 			}
 		case store.GroupKey(v.val.Owner, v.val.Name):
-			p.Groups = append(p.Groups, StaticGroup{groupOf(v.val), Standing{Created: v.kv.Created, Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
+			p.Groups = append(p.Groups, StaticGroup{groupOf(v.val), Standing{Created: r.created(key, v), Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
 		case store.ServiceKey(v.val.Owner, v.val.Name):
 			if v.val.Service != nil {
 				p.Services = append(p.Services, r.service(v.val))
@@ -376,6 +397,7 @@ func groupOf(v store.Value) Group { return Group{Name: v.Name, Owner: v.Owner, M
 
 func (r *Resolver) build() {
 	r.mu.Lock()
+	r.forget(time.Now())
 	p := Parts{Zone: r.cfg.Zone, Prefixes: r.cfg.Prefixes, LastResort: r.cfg.LastResort, Nodes: slices.Collect(maps.Values(r.nodes)), Revision: r.rev}
 	r.published(&p)
 	r.mu.Unlock()

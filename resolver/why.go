@@ -37,6 +37,7 @@ type Said struct {
 	Seq      uint64
 	Created  int64 // revisions
 	Modified int64
+	LastSeen time.Time // if not zero: the store does not have it since it began anew, then
 }
 
 // At is when a value was signed, by its owner's clock.
@@ -50,7 +51,8 @@ type Claim struct {
 	For      string     // the node that it is promised to
 	Expires  *time.Time // of a promise
 	Modified int64
-	Err      error // why it counts for nothing
+	LastSeen time.Time // as Said's
+	Err      error     // why it counts for nothing
 }
 
 // Refusal is a value that was not accepted.
@@ -106,7 +108,7 @@ func (r *Resolver) Trace(asked string) Trace {
 			key = store.AddrClaimKey(n)
 		}
 		if c := r.values[key]; c != nil {
-			t.Claims = append(t.Claims, Claim{key, c.val.Owner, c.val.To, c.val.For, c.val.Expires, c.kv.Modified, c.bad()})
+			t.Claims = append(t.Claims, Claim{key, c.val.Owner, c.val.To, c.val.For, c.val.Expires, c.kv.Modified, r.lastSeen[key], c.bad()})
 		}
 	}
 	for key, x := range r.values {
@@ -140,7 +142,7 @@ func (r *Resolver) saidOf(h *Host) *Said {
 	if v == nil || v.err != nil && !errors.Is(v.err, store.ErrUnknownOwner) {
 		return nil
 	}
-	return &Said{key, v.val.Owner, v.val.Seq, v.kv.Created, v.kv.Modified}
+	return &Said{key, v.val.Owner, v.val.Seq, v.kv.Created, v.kv.Modified, r.lastSeen[key]}
 }
 
 // concerns reports whether a key is a host's, or a claim's, of one of these names or addresses.

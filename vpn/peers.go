@@ -24,6 +24,7 @@ type member struct {
 	said  []netip.AddrPort             // and which
 	since time.Time                    // it is a peer
 	up    bool                         // it was reached, and that was told
+	asked bool                         // it was asked for a session when sweep came last
 	down  bool                         // the router of a subnet, and cannot be reached
 
 	wanted              bool // a stream
@@ -34,7 +35,7 @@ type member struct {
 
 const (
 	idleAfter   = 5 * time.Minute
-	sweepEvery  = 30 * time.Second
+	sweepEvery  = 10 * time.Second
 	candsLast   = 10 * time.Minute
 	tellEvery   = 5 * time.Second
 	maxCands    = 8
@@ -180,12 +181,33 @@ func (n *Node) sweep(ctx context.Context) {
 		n.mu.Lock()
 		for name, p := range n.peers {
 			s := p.Status()
+			asks := s.Asking && s.RTT > 0
+			if asks && n.members[name].asked {
+				asks = false
+				n.renew(name)
+			}
+			n.members[name].asked = asks
 			if !n.isNeighbour(name) && !s.Kept && !n.members[name].down && time.Since(s.LastSent) > idle && time.Since(s.LastHeard) > idle && time.Since(n.members[name].since) > idle {
 				n.deactivate(name)
 			}
 		}
 		n.mu.Unlock()
 	}
+}
+
+// renew makes the engine forget all of a peer, which answers probes and is asked for a session, and none comes: it may be that
+// its clock went back, and the engine takes no handshake with an earlier time than it has seen. n.mu is held.
+func (n *Node) renew(name string) {
+	r := n.records[name]
+	err := n.engine.remove(r.WG)
+	if err == nil {
+		err = n.engine.set(r.WG, n.allowed(name))
+	}
+	if err != nil {
+		n.cfg.Log.Warn("the tunnel cannot be set up again", "peer", name, "err", err)
+		return
+	}
+	n.cfg.Log.Info("a peer begins no session that is taken; it may begin with an earlier time than before", "peer", name)
 }
 
 // suggest takes addresses at which a node may be. n.mu is held.

@@ -66,8 +66,9 @@ func command() *cobra.Command {
 	f.StringVar(&a.paths.Config, "config", a.paths.Config, "configuration `file`")
 	f.StringVar(&a.paths.State, "state", a.paths.State, "state `directory`")
 	f.StringVar(&a.paths.Run, "run", a.paths.Run, "`directory` of the snapshot and the API's socket")
-	root.AddCommand(a.initCommand(), a.inviteCommand(), a.joinCommand(), a.evictCommand(), a.statusCommand(), a.hostsCommand(), a.hostCommand(), a.watchCommand(), a.whyCommand(), a.importCommand(), a.groupCommand(), a.storeCommand(), a.doctorCommand(), a.snapshotCommand(), manCommand())
-	root.AddCommand(a.dnsCommand(), a.serviceCommand(), a.checksCommand())
+	root.AddCommand(a.initCommand(), a.inviteCommand(), a.joinCommand(), a.evictCommand(), a.grantCommand(), a.revokeCommand())
+	root.AddCommand(a.statusCommand(), a.hostsCommand(), a.hostCommand(), a.groupCommand(), a.watchCommand(), a.whyCommand(), a.importCommand(), a.storeCommand())
+	root.AddCommand(a.serviceCommand(), a.checksCommand(), a.dnsCommand(), a.doctorCommand(), a.snapshotCommand(), manCommand())
 	root.AddCommand(a.pingCommand(), a.pathCommand(), a.netcheckCommand(), a.graphCommand())
 	return root
 }

@@ -92,6 +92,9 @@ func showStatus(w io.Writer, s api.Status, now time.Time) error {
 	for _, x := range s.Store.Waiting {
 		fmt.Fprintf(w, "waiting    %s\n", p(yellow, x))
 	}
+	if x := s.Store.LastSeen; x != nil {
+		fmt.Fprintf(w, "last seen  %s\n", p(yellow, fmt.Sprintf("%d names of %s are as of %s ago, when the store began anew: it lacks them until they publish them again", x.Names, strings.Join(x.Owners, ", "), short(now.Sub(x.Since)))))
+	}
 	age := p(green, "up to date")
 	if s.Snapshot.Age > 0 {
 		age = p(yellow, "as of "+short(time.Duration(s.Snapshot.Age*float64(time.Second)))+" ago")

@@ -51,3 +51,13 @@ project    hosts, not written: the store does not answer
 		t.Errorf("got\n%swant\n%s", b.String(), want)
 	}
 }
+
+func TestShowLastSeen(t *testing.T) {
+	now := time.Now()
+	var b strings.Builder
+	showStatus(&b, api.Status{Store: api.Store{State: "ok", LastSeen: &api.LastSeen{Names: 3, Owners: []string{"bkero", "jo"}, Since: now.Add(-2 * time.Minute)}}}, now)
+	const want = "last seen  3 names of bkero, jo are as of 2 min ago, when the store began anew: it lacks them until they publish them again\n"
+	if !strings.Contains(b.String(), want) {
+		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+}

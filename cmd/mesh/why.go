@@ -168,6 +168,10 @@ func showAnswer(w io.Writer, p func(colour, s string) string, y api.Why, line fu
 		line("fresh", "%s", freshness(p, y))
 	}
 	for _, c := range y.Claims {
+		if c.LastSeen != nil {
+			line("claim", "%s", fmt.Sprintf("%s was claimed by %s when the store began anew, %s, which does not have that yet", c.What, c.Owner, ago(*c.LastSeen, y.Now)))
+			continue
+		}
 		text := fmt.Sprintf("%s is claimed by %s, since revision %d", c.What, c.Owner, c.Modified)
 		if c.To != "" {
 			text = fmt.Sprintf("%s was given by %s to %s at revision %d, which has not taken it yet", c.What, c.Owner, c.To, c.Modified)
@@ -202,6 +206,8 @@ func showAnswer(w io.Writer, p func(colour, s string) string, y api.Why, line fu
 func freshness(p func(colour, s string) string, y api.Why) string {
 	s := y.Store
 	switch {
+	case y.Said != nil && y.Said.LastSeen != nil:
+		return p(yellow, "as last seen") + fmt.Sprintf(": the store began anew %s and does not have it until %s publishes it again", ago(*y.Said.LastSeen, y.Now), y.Said.Owner)
 	case s.State == "ok":
 		return p(green, "as of now") + fmt.Sprintf(": the store is followed, at revision %d", s.Revision)
 	case y.Source == "disk":

@@ -19,6 +19,8 @@ func TestShowWhy(t *testing.T) {
 	min := func(n int) time.Time { return now.Add(-time.Duration(n) * time.Minute) }
 	printer := &api.Host{Name: "printer", FQDN: "printer.mesh.internal", Owner: "nibz", Addrs: []netip.Addr{netip.MustParseAddr("10.11.0.77")}, Names: []string{"printer.mesh.internal", "printer"}}
 	said := &api.Said{Key: "nibz/hosts/printer", Owner: "nibz", Sequence: 42, At: min(5), Created: 6, Modified: 7}
+	gone, since := *said, min(2)
+	gone.LastSeen = &since
 	told := programs{Created: min(3), Revision: 7, Name: printer.FQDN, Addrs: printer.Addrs}
 	ok := api.Store{State: "ok", Revision: 9}
 	bkero := &api.Host{Name: "bkero", FQDN: "bkero.mesh.internal", Owner: "bkero", Node: true, Addrs: []netip.Addr{netip.MustParseAddr("10.11.0.2")}, Names: []string{"bkero.mesh.internal", "bkero"}}
@@ -62,6 +64,16 @@ refused    nibz/hosts/printer (the value accepted before stays): old
 waiting    here it was made 10.11.0.77; not in the store yet
 programs   are told 192.0.2.1 by /etc/hosts, which comes before the mesh
 snapshot   says 10.11.0.2, made 1 h ago at revision 0
+`},
+		{"last seen", whyAll{api.Why{Asked: "printer", Form: "short name", Host: printer, Source: "store", Said: &gone, Store: ok, Claims: []api.Claim{{What: "printer", Owner: "nibz", Modified: 6, LastSeen: gone.LastSeen}}}, told}, `
+printer  is printer.mesh.internal, 10.11.0.77
+asked as   its short name
+owner      nibz
+said by    nibz/hosts/printer in the store, signed by nibz
+           revision 7, sequence 42 of 5 min ago
+fresh      as last seen: the store began anew 2 min ago and does not have it until nibz publishes it again
+claim      printer was claimed by nibz when the store began anew, 2 min ago, which does not have that yet
+snapshot   says 10.11.0.77, made 3 min ago at revision 7: as it should
 `},
 		{"behind", whyAll{api.Why{Asked: "printer", Form: "short name", Host: printer, Source: "store", Store: api.Store{State: "unreachable", Since: min(1), Revision: 7, Error: "nobody answers"}}, programs{Created: min(3)}}, `
 printer  is printer.mesh.internal, 10.11.0.77

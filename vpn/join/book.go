@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"mesh.internal/mesh/vpn/identity"
 )
 
 // Invitation is an invitation as its giver keeps it: without the secret, only its hash.
@@ -26,6 +28,8 @@ type Invitation struct {
 	Made       time.Time      `json:"made"`
 	Expires    time.Time      `json:"expires"`
 	UsedBy     string         `json:"used_by,omitempty"` // SHA-256 of the key that redeemed it
+	By         string         `json:"by,omitempty"`      // the member that asked for it, and the serial number of its certificate
+	BySerial   string         `json:"by_serial,omitempty"`
 }
 
 // Book keeps a node's invitations in a file (JSON, 0600, replaced as a whole). It is safe for concurrent use.
@@ -43,6 +47,15 @@ const keepUsed = 30 * 24 * time.Hour
 
 // Add records an invitation for secret, and which subnets the new node may be the router of.
 func (b *Book) Add(secret [16]byte, name string, addr netip.Addr, expires time.Time, subnets ...netip.Prefix) error {
+	return b.add(Invitation{SecretHash: hashSecret(secret[:]), Name: name, Addr: addr, Subnets: subnets, Expires: expires})
+}
+
+// AddFor records an invitation that a member has asked for.
+func (b *Book) AddFor(by identity.Node, secret [16]byte, name string, addr netip.Addr, expires time.Time) error {
+	return b.add(Invitation{SecretHash: hashSecret(secret[:]), Name: name, Addr: addr, Expires: expires, By: by.Name, BySerial: by.Serial.String()})
+}
+
+func (b *Book) add(i Invitation) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	all, err := b.load()
@@ -50,12 +63,13 @@ func (b *Book) Add(secret [16]byte, name string, addr netip.Addr, expires time.T
 		return err
 	}
 	kept := all[:0]
-	for _, i := range all {
-		if time.Since(i.Expires) < keepUsed {
-			kept = append(kept, i)
+	for _, x := range all {
+		if time.Since(x.Expires) < keepUsed {
+			kept = append(kept, x)
 		}
 	}
-	return b.save(append(kept, Invitation{SecretHash: hashSecret(secret[:]), Name: name, Addr: addr, Subnets: subnets, Made: time.Now(), Expires: expires}))
+	i.Made = time.Now()
+	return b.save(append(kept, i))
 }
 
 // Open returns the invitations that have neither been used nor expired.
@@ -125,23 +139,26 @@ func (b *Book) load() ([]Invitation, error) {
 	return all, nil
 }
 
-func (b *Book) save(all []Invitation) error {
+func (b *Book) save(all []Invitation) error { return saveJSON(b.path, all) }
+
+// saveJSON replaces a file as a whole.
+func saveJSON(path string, all any) error {
 	data, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(b.path), ".invitations-*")
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
-		return fmt.Errorf("writing the invitations: %w", err)
+		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	defer os.Remove(f.Name())
 	_, err = f.Write(data) // CreateTemp made it 0600
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), b.path)
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return fmt.Errorf("writing the invitations: %w", err)
+		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	return nil
 }

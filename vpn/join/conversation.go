@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -41,6 +42,7 @@ type Server struct {
 	Records  func() []*identity.Record    // whom it gets to know at once
 	Evicted  func() []*identity.Tombstone // and of whom it takes nothing, the latest first
 	Learn    func(record []byte) error    // takes the new node's record
+	Grants   *Grants                      // who else may invite
 	Log      *slog.Logger
 }
 
@@ -129,6 +131,16 @@ func (s *Server) welcome(h hello) (welcome, string, error) {
 	}
 	if tomb != nil && !inv.Made.After(tomb.At) { // also one that this very key has used: or who was evicted would be back at once
 		return welcome{}, inv.Name, refusal{tomb.String() + ", after this invitation was made; ask for a new one"}
+	}
+	if inv.By != "" { // who asked for it must be allowed to still
+		if err := s.Grants.Check(inv.By, inv.BySerial, inv.Name); err != nil {
+			return welcome{}, inv.Name, refusal{inv.By + ", which made this invitation, may not invite any more; ask another for one"}
+		}
+		by := identity.Node{Name: inv.By, Serial: new(big.Int)}
+		by.Serial.SetString(inv.BySerial, 10)
+		if i := slices.IndexFunc(evicted, func(t *identity.Tombstone) bool { return t.Voids(by) }); i >= 0 {
+			return welcome{}, inv.Name, refusal{evicted[i].String() + ", which made this invitation; ask another for one"}
+		}
 	}
 	a6, err := s.Identity.CA.Addr6(pub)
 	if err != nil {

@@ -20,6 +20,9 @@
 // copies bytes, blindly: in them runs the conversation above, TLS and pins and all. ALPN (RFC 7301) tells the two apart:
 // "mesh-join/1", or none, and "mesh-join-via/1". See Via for what it grants to strangers.
 //
+// A member that may invite without the mesh's key (Grants) asks a node that has it for the token, over TLS between members
+// ("mesh-invite/1", see Desk).
+//
 // An invitation works once: it belongs to the first key that redeems it, which may ask again if an answer was lost.
 // A man in the middle sees the inviter's address and the size of the messages. The inviter's certificate is shown to
 // whoever connects to its port, as by every TLS server; the secret never leaves TLS.

@@ -136,6 +136,7 @@ type Status struct {
 	DirectRTT time.Duration // of that way
 	Lost      float64       // on that way
 	Kept      bool          // the peer has chosen this node as its neighbour
+	Asking    bool          // there is no session, and the peer is asked to begin one
 	Seen      netip.AddrPort
 	Ways      []WayStatus
 }
@@ -358,7 +359,7 @@ func (p *Peer) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sync()
-	s := Status{LastHeard: p.path.lastHeard, LastSent: p.path.lastSend, Kept: time.Since(p.path.kept) < seenLasts, Seen: p.seen}
+	s := Status{LastHeard: p.path.lastHeard, LastSent: p.path.lastSend, Kept: time.Since(p.path.kept) < seenLasts, Asking: p.want.Load() && !p.leads(), Seen: p.seen}
 	if c := p.path.best; !p.path.dead() {
 		s.Way, s.Reason, s.RTT, s.Loss, s.MTU = c.way, p.path.reason, c.rtt, c.loss, p.path.mtu()
 	}

@@ -90,6 +90,14 @@ type Store struct {
 	Revision  int64     `json:"revision"`
 	Error     string    `json:"error,omitempty"`
 	Waiting   []string  `json:"waiting,omitempty"` // changes made here that are not in it yet
+	LastSeen  *LastSeen `json:"last_seen,omitempty"`
+}
+
+// LastSeen is what the store lacks since it began anew, which stays as it was until its owners publish it again.
+type LastSeen struct {
+	Names  int       `json:"names"`  // hosts and groups
+	Owners []string  `json:"owners"` // from whom not all has come again
+	Since  time.Time `json:"since"`  // when this node saw that the store began anew
 }
 
 // Projection is a layout of the names for programs that read etcd themselves.
@@ -165,6 +173,19 @@ type Invitation struct {
 	Addr    netip.Addr `json:"addr"`
 	Expires time.Time  `json:"expires"`
 	Warning string     `json:"warning,omitempty"` // why it may not work
+}
+
+// Grant lets a node invite: POST /v1/grants makes one, DELETE /v1/grants/NODE takes it back.
+type Grant struct {
+	Node  string    `json:"node"`
+	Below string    `json:"below,omitempty"` // only names that begin with this label and a hyphen
+	At    time.Time `json:"at"`
+	Void  bool      `json:"void,omitempty"` // the node with the certificate that this was granted to is no member any more
+}
+
+// Grants is GET /v1/grants.
+type Grants struct {
+	Grants []Grant `json:"grants"`
 }
 
 // Error is the body of every answer that is not 200.

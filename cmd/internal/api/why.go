@@ -36,6 +36,8 @@ type Said struct {
 	At       time.Time `json:"at"`      // when it was signed, by its owner's clock
 	Created  int64     `json:"created"` // revisions
 	Modified int64     `json:"modified"`
+
+	LastSeen *time.Time `json:"last_seen,omitempty"` // since when the store, which began anew, does not have it
 }
 
 // Record is a node's own, with its certificate, as gossip brings it.
@@ -55,7 +57,8 @@ type Claim struct {
 	For      string     `json:"for,omitempty"` // the invited node that it is promised to
 	Expires  *time.Time `json:"expires,omitempty"`
 	Modified int64      `json:"modified"`
-	Void     string     `json:"void,omitempty"` // why it counts for nothing
+	LastSeen *time.Time `json:"last_seen,omitempty"` // as Said's
+	Void     string     `json:"void,omitempty"`      // why it counts for nothing
 }
 
 // Lost is somebody who wanted the name too.

@@ -52,6 +52,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("POST /v1/evict", answer(d.evict))
 	d.handleNet(mux)
 	d.handleBook(mux)
+	d.handleGrants(mux)
 	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // so that streams end with the daemon
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -173,7 +174,7 @@ func (d *daemon) removeGroup(r *http.Request) (any, error) {
 }
 
 func storeOf(st resolver.StoreState) api.Store {
-	return api.Store{State: st.State, Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting}
+	return api.Store{State: st.State, Since: st.Since, Revision: st.Revision, Error: st.Err, Waiting: st.Waiting, LastSeen: (*api.LastSeen)(st.LastSeen)}
 }
 
 // groupName is a group's name as people write it, with or without "@".
@@ -205,20 +206,25 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 		return nil, fmt.Errorf("the request is malformed: %w", err)
 	}
 	if d.id.CA.Key == nil {
-		return nil, errors.New("this node may not invite: it does not hold the mesh's key; run `mesh invite` on the node where `mesh init` was run")
+		return d.askInvitation(r.Context(), q)
 	}
+	return d.makeInvitation(r.Context(), q, nil)
+}
+
+// makeInvitation makes an invitation, for a member that has asked for it unless by is nil.
+func (d *daemon) makeInvitation(ctx context.Context, q api.Invite, by *identity.Node) (inv api.Invitation, err error) {
 	if q.Expires < shortest || q.Expires > longest {
-		return nil, fmt.Errorf("an invitation is good for %s to %s, not %s", shortest, longest, q.Expires)
+		return inv, fmt.Errorf("an invitation is good for %s to %s, not %s", shortest, longest, q.Expires)
 	}
 	for _, p := range q.Subnets {
 		if err := identity.CheckSubnet(p); err != nil {
-			return nil, err
+			return inv, err
 		}
 	}
 	c := d.cfg.Load()
 	for _, t := range d.node.Tombstones() {
 		if t.Name == d.relative(q.Name) && !time.Now().After(t.At) {
-			return nil, fmt.Errorf("%s: by this machine's clock that is yet to come, so an invitation would be void; set the clock", t)
+			return inv, fmt.Errorf("%s: by this machine's clock that is yet to come, so an invitation would be void; set the clock", t)
 		}
 	}
 	expires := time.Now().Add(q.Expires).Truncate(time.Second)
@@ -234,7 +240,7 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 	}
 	locals, err := netif.Addrs(d.prefixes)
 	if err != nil {
-		return nil, err
+		return inv, err
 	}
 	for _, a := range locals {
 		add(netip.AddrPortFrom(a, uint16(c.Port)).String())
@@ -242,14 +248,19 @@ func (d *daemon) invite(r *http.Request) (any, error) {
 	t.Via = d.between()
 	warning, err := unreachable(t, len(c.Public) > 0 || slices.ContainsFunc(locals, join.Public))
 	if err != nil {
-		return nil, err
+		return inv, err
 	}
-	addr, err := d.names.ClaimNode(r.Context(), t.Name, q.Addr, expires)
+	addr, err := d.names.ClaimNode(ctx, t.Name, q.Addr, expires)
 	if err != nil {
-		return nil, err
+		return inv, err
 	}
-	if err := d.book.Add(t.Secret, t.Name, addr, expires, q.Subnets...); err != nil {
-		return nil, err
+	if by != nil {
+		err = d.book.AddFor(*by, t.Secret, t.Name, addr, expires)
+	} else {
+		err = d.book.Add(t.Secret, t.Name, addr, expires, q.Subnets...)
+	}
+	if err != nil {
+		return inv, err
 	}
 	return api.Invitation{Token: t.String(), Addr: addr, Expires: expires, Warning: strings.Join(slices.DeleteFunc([]string{warning, storeAccess(c, t.Name)}, func(s string) bool { return s == "" }), "; ")}, nil
 }

@@ -58,6 +58,7 @@ type daemon struct {
 	names    *resolver.Resolver
 	keys     keyring
 	book     *join.Book
+	grants   *join.Grants
 	snap     snapshot
 	scripts  *scripts.Runner
 	watchers atomic.Int64
@@ -109,7 +110,8 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	d := &daemon{opts: opts, log: opts.Log, id: id, prefixes: []netip.Prefix{p4, id.CA.Prefix6()},
-		book: join.NewBook(filepath.Join(opts.Paths.State, "invitations.json")), warnings: map[string]string{}, reread: make(chan struct{}, 1)}
+		book: join.NewBook(filepath.Join(opts.Paths.State, "invitations.json")), grants: join.NewGrants(filepath.Join(opts.Paths.State, "grants.json")),
+		warnings: map[string]string{}, reread: make(chan struct{}, 1)}
 	d.cfg.Store(c)
 	if err := os.MkdirAll(opts.Paths.Run, 0o755); err != nil {
 		return fmt.Errorf("making the directory of the snapshot: %w", err)

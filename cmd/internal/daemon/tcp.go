@@ -27,7 +27,7 @@ func (d *daemon) serveTCP(ctx context.Context) error {
 		join.ViaProtocol: join.NewVia(d.id, d.node.Records, tcp.Direct, d.log).Protocol(),
 	}
 	if d.id.CA.Key != nil {
-		s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Evicted: d.node.Tombstones, Learn: d.node.Learn, Log: d.log,
+		s := &join.Server{Identity: d.id, Book: d.book, Records: d.node.Records, Evicted: d.node.Tombstones, Learn: d.node.Learn, Grants: d.grants, Log: d.log,
 			Mesh: func() join.Mesh {
 				c := d.cfg.Load()
 				m := join.Mesh{Name: c.Mesh, Domain: c.Domain, Prefix: c.Prefix, Store: d.endpoints(), StorePrefix: c.Store.Access.Prefix, Inviter: c.Name, Port: uint16(c.Port)}
@@ -38,6 +38,7 @@ func (d *daemon) serveTCP(ctx context.Context) error {
 			}}
 		protocols[join.Protocol] = s.Protocol()
 		protocols[""] = s.Protocol()
+		protocols[join.InviteProtocol] = (&join.Desk{Identity: d.id, Book: d.book, Grants: d.grants, Invite: d.inviteFor, Log: d.log}).Protocol()
 	}
 	(&tcp.Acceptor{Protocols: protocols, Log: d.log}).Serve(ctx, l)
 	return nil

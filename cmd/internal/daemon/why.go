@@ -41,10 +41,10 @@ func (d *daemon) explain(asked string) api.Why {
 		out.Source = "disk"
 	}
 	if s := t.Said; s != nil {
-		out.Said = &api.Said{Key: s.Key, Owner: s.Owner, Sequence: s.Seq, At: s.At(), Created: s.Created, Modified: s.Modified}
+		out.Said = &api.Said{Key: s.Key, Owner: s.Owner, Sequence: s.Seq, At: s.At(), Created: s.Created, Modified: s.Modified, LastSeen: unlessZero(s.LastSeen)}
 	}
 	for _, x := range t.Claims {
-		out.Claims = append(out.Claims, api.Claim{What: path.Base(x.Key), Owner: x.Owner, To: x.To, For: x.For, Expires: x.Expires, Modified: x.Modified, Void: text(x.Err)})
+		out.Claims = append(out.Claims, api.Claim{What: path.Base(x.Key), Owner: x.Owner, To: x.To, For: x.For, Expires: x.Expires, Modified: x.Modified, LastSeen: unlessZero(x.LastSeen), Void: text(x.Err)})
 	}
 	for _, x := range t.Lost {
 		out.Lost = append(out.Lost, api.Lost{Name: x.Name, Owner: x.Owner, Reason: x.Reason})
@@ -56,6 +56,13 @@ func (d *daemon) explain(asked string) api.Why {
 		out.Waiting = &api.HostShown{Host: hostOf(v, t.Wanted), Waiting: t.Waiting}
 	}
 	return out
+}
+
+func unlessZero(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }
 
 func text(err error) string {

@@ -19,10 +19,11 @@ type history struct {
 
 	mu    sync.Mutex
 	names map[string]*written       // by name
-	seen  map[string]map[string]int // by node and name: the newest version it has shown
-	count int                       // promises
-	slow  map[string]time.Duration  // by node: the longest that a change has taken to land since it was last asked
-	began map[string]time.Time      // by node: when the first change that has not landed was made
+	seen  map[string]map[string]int // by node and name: the newest version it has shown, and since when
+	at    map[string]map[string]time.Time
+	count int                      // promises
+	slow  map[string]time.Duration // by node: the longest that a change has taken to land since it was last asked
+	began map[string]time.Time     // by node: when the first change that has not landed was made
 	bad   []string
 }
 
@@ -31,11 +32,10 @@ type written struct {
 	by    string
 	addrs []netip.Addr
 	kept  int // versions that were promised
-	last  time.Time
 }
 
 func newHistory() *history {
-	return &history{names: map[string]*written{}, seen: map[string]map[string]int{}, slow: map[string]time.Duration{}, began: map[string]time.Time{}}
+	return &history{names: map[string]*written{}, seen: map[string]map[string]int{}, at: map[string]map[string]time.Time{}, slow: map[string]time.Duration{}, began: map[string]time.Time{}}
 }
 
 func (h *history) promised() int { h.mu.Lock(); defer h.mu.Unlock(); return h.count }
@@ -73,7 +73,7 @@ func (h *history) write(ctx context.Context, n *node, number int) {
 			w = &written{by: n.name}
 			h.names[name] = w
 		}
-		w.addrs, w.last = append(w.addrs, a), time.Now()
+		w.addrs = append(w.addrs, a)
 		version := len(w.addrs)
 		h.mu.Unlock()
 		begin := time.Now()
@@ -95,12 +95,12 @@ func (h *history) write(ctx context.Context, n *node, number int) {
 	}
 }
 
-// reborn says that a node lost its power: what it has learnt in the last moments need not have come to its disk.
-func (h *history) reborn(n *node) {
+// reborn says that a node lost its power: what it has learnt since it wrote names to its disk last is not there.
+func (h *history) reborn(n *node, saved time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for name, w := range h.names {
-		if time.Since(w.last) < 3*time.Second {
+	for name, at := range h.at[n.name] {
+		if at.After(saved.Add(-time.Second)) { // it may have taken so long to write
 			delete(h.seen[n.name], name)
 		}
 	}
@@ -152,7 +152,7 @@ func (h *history) look(n *node, hosts api.Hosts) {
 	seen := h.seen[n.name]
 	if seen == nil {
 		seen = map[string]int{}
-		h.seen[n.name] = seen
+		h.seen[n.name], h.at[n.name] = seen, map[string]time.Time{}
 	}
 	there := map[string]bool{}
 	for _, x := range hosts.Hosts {
@@ -173,7 +173,9 @@ func (h *history) look(n *node, hosts api.Hosts) {
 		case version < seen[x.Name]:
 			h.problem("%s shows version %d of %s, and has shown %d before", n.name, version, x.Name, seen[x.Name])
 		}
-		seen[x.Name] = max(version, seen[x.Name])
+		if version > seen[x.Name] {
+			seen[x.Name], h.at[n.name][x.Name] = version, time.Now()
+		}
 	}
 	for name := range seen {
 		if !there[name] {

@@ -126,6 +126,29 @@ func (w *world) story() {
 		must(jo.meshd.Signal(unix.SIGCONT))
 		return fmt.Sprintf("it has them %s after it woke", seconds(w.same(jo, spencer)))
 	})
+	w.fault("a node sleeps while the store is compacted and its members are restarted", "", without(w.nodes, jo), func() string {
+		spencer.mesh("host", "add", "passing", "10.11.9.9")
+		jo.until("it has the name", func() error { _, err := jo.host.Run(w.ctx, "mesh", "host", "show", "passing"); return err })
+		must(jo.meshd.Signal(unix.SIGSTOP))
+		had := must1(spencer.status()).Store.Revision
+		spencer.mesh("host", "rm", "passing")
+		w.pause(away)
+		for _, n := range []*node{bkero, nibz, spencer} {
+			end(n.keeper, unix.SIGTERM)
+			n.startKeeper()
+			w.voters(spencer, "bkero", "nibz", "spencer")
+		}
+		forgotten := spencer.compact()
+		must(jo.meshd.Signal(unix.SIGCONT))
+		took := w.same(jo, spencer)
+		jo.until("a name that was removed is gone", func() error {
+			if out, err := jo.host.Run(w.ctx, "mesh", "host", "show", "passing"); err == nil {
+				return fmt.Errorf("%s", out)
+			}
+			return nil
+		})
+		return fmt.Sprintf("%d revisions that it has not seen are forgotten; it has all %s after it woke, and what was removed is gone", forgotten-had, seconds(took))
+	})
 	w.fault("a member moves to another node", "", w.nodes, func() string {
 		spencer.mesh("store", "move", "nibz", "mammon")
 		return "done after " + seconds(w.voters(spencer, "bkero", "mammon", "spencer"))
@@ -155,6 +178,24 @@ func (w *world) story() {
 		spencer.mesh("store", "add", "mammon", "nibz")
 		w.voters(spencer, "mammon", "nibz", "spencer")
 		return "one begins anew; the others, back, are fenced off, and join again"
+	})
+	w.fault("a member's clock is an hour ahead", "", w.nodes, func() string {
+		nibz.stop()
+		nibz.startAs("skewed-")
+		took := w.voters(spencer, "mammon", "nibz", "spencer")
+		w.pause(away)
+		return "back after " + seconds(took) + "; its changes land, and those of others there"
+	})
+	w.fault("and is put right", "", without(w.nodes, nibz), func() string {
+		nibz.stop()
+		nibz.start()
+		addr := must1(nibz.status()).Self.Addrs[0].String()
+		var took time.Duration
+		for _, n := range without(w.nodes, nibz) {
+			took += n.until("it reaches nibz", func() error { _, err := n.host.Run(w.ctx, "ping", "-c", "1", "-W", "1", addr); return err })
+		}
+		w.voters(spencer, "mammon", "nibz", "spencer")
+		return "all reach it after " + seconds(took) + "; its changes after that are later than those before"
 	})
 	w.fault("three members become one", "", w.nodes, func() string {
 		spencer.mesh("store", "remove", "mammon", "nibz")

@@ -47,15 +47,28 @@ func (w *world) node(name string, router *lab.Host) *node {
 	for program, to := range map[string]string{"mesh": "/usr/bin/mesh", "meshd": "/usr/sbin/meshd", "meshd-etcd": "/usr/sbin/meshd-etcd"} {
 		must(n.host.Install(filepath.Join(w.built, program), to, 0o755))
 	}
+	for _, program := range []string{"meshd", "meshd-etcd"} {
+		must(n.host.Install(filepath.Join(w.built, "skewed", program), "/usr/sbin/skewed-"+program, 0o755))
+	}
+	must(n.host.Install(must1(os.Executable()), "/usr/bin/storelab", 0o755))
 	w.nodes = append(w.nodes, n)
 	return n
 }
 
 // start starts meshd and waits until it answers; and meshd-etcd, which waits until it is to do something.
-func (n *node) start() {
-	n.meshd = must1(n.host.Start("meshd"))
+func (n *node) start() { n.startAs("") }
+
+// startAs starts the programs of another build.
+func (n *node) startAs(build string) {
+	n.meshd = must1(n.host.Start(build + "meshd"))
 	n.until("meshd answers", func() error { _, err := n.status(); return err })
-	n.startKeeper()
+	n.keeper = must1(n.host.Start(build + "meshd-etcd"))
+}
+
+// stop ends the programs as a machine does that is switched off.
+func (n *node) stop() {
+	end(n.keeper, unix.SIGTERM)
+	end(n.meshd, unix.SIGTERM)
 }
 
 func (n *node) startKeeper() { n.keeper = must1(n.host.Start("meshd-etcd")) }
@@ -70,7 +83,9 @@ func end(p *lab.Process, sig os.Signal) {
 func (n *node) off() {
 	end(n.keeper, unix.SIGKILL)
 	end(n.meshd, unix.SIGKILL)
-	n.w.history.reborn(n)
+	var names os.FileInfo
+	must(n.host.Do(func() (err error) { names, err = os.Stat("/var/lib/mesh/names.json"); return err }))
+	n.w.history.reborn(n, names.ModTime())
 }
 
 // client talks to the node's meshd, from outside of the host.
@@ -180,7 +195,7 @@ func (n *node) explain(name string) string {
 }
 
 func (n *node) keepLogs(dir string) {
-	for _, p := range []string{"meshd", "meshd-etcd"} {
+	for _, p := range []string{"meshd", "meshd-etcd", "skewed-meshd", "skewed-meshd-etcd"} {
 		if b, err := n.host.ReadFile("/var/log/" + p + ".log"); err == nil {
 			os.WriteFile(filepath.Join(dir, n.name+"."+p+".log"), b, 0o644)
 		}

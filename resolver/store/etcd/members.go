@@ -93,5 +93,17 @@ func (a *Admin) Health(ctx context.Context) (Health, error) {
 		Quota: r.DbSizeQuota, Index: r.RaftIndex, Problems: r.Errors, Answered: time.Since(begin)}, nil
 }
 
+// Compact forgets all states of the store but the last, and returns its revision.
+func (a *Admin) Compact(ctx context.Context) (int64, error) {
+	r, err := a.s.c.Get(ctx, "\x00", clientv3.WithCountOnly())
+	if err == nil {
+		_, err = a.s.c.Compact(ctx, r.Header.Revision, clientv3.WithCompactPhysical())
+	}
+	if err != nil {
+		return 0, a.s.explain(err)
+	}
+	return r.Header.Revision, nil
+}
+
 // PrefixEnd is the end of the range of keys with a prefix, as etcd's permissions want it.
 func PrefixEnd(prefix string) string { return clientv3.GetPrefixRangeEnd(prefix) }
