@@ -163,7 +163,7 @@ func (f *forwarder) ask(ctx context.Context, key question, name string) *dns.Msg
 	q.SetQuestion(name, key.qtype)
 	q.CheckingDisabled = key.cd
 	q.SetEdns0(udpSize, key.do)
-	var last *dns.Msg // SERVFAIL and REFUSED of one server may be its own trouble
+	var failed *dns.Msg // SERVFAIL and REFUSED of one server may be its own trouble
 	first := int(z.good.Load())
 	for i := range z.servers {
 		n := (first + i) % len(z.servers)
@@ -175,12 +175,15 @@ func (f *forwarder) ask(ctx context.Context, key question, name string) *dns.Msg
 			}
 			continue
 		}
-		if last = m; m.Rcode == dns.RcodeSuccess || m.Rcode == dns.RcodeNameError {
+		if m.Rcode == dns.RcodeSuccess || m.Rcode == dns.RcodeNameError {
 			z.good.Store(int64(n))
-			break
+			return m
+		}
+		if failed == nil {
+			failed = m
 		}
 	}
-	return last
+	return failed
 }
 
 // exchange asks one server, by TCP if need be.
