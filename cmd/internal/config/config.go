@@ -71,6 +71,7 @@ type Config struct {
 	LogLevel  string   `toml:"log_level" comment:"debug, info, warn or error."`
 	Store     Store    `toml:"-"`
 	Project   Project  `toml:"-"`
+	DNS       DNS      `toml:"dns,omitempty" comment:"How DNS queries are answered: see mesh.toml(5)."`
 }
 
 // file is mesh.toml: Config with the one key whose type varies, and those that belong to it.
@@ -236,6 +237,9 @@ func (c *Config) check() (string, error) {
 	}
 	if key, err := c.Store.checkAccess(c.Domain); err != nil {
 		return key, err
+	}
+	if _, key, err := c.DNS.read(); err != nil {
+		return key, fmt.Errorf("[dns]: %w", err)
 	}
 	return c.Project.check(c.StorePrefix())
 }
