@@ -18,6 +18,13 @@ import (
 // mostServers bounds the nodes that are named as servers of a zone.
 const mostServers = 8
 
+// Seconds of SOA records, for secondaries that nobody tells of changes.
+const (
+	soaRefresh = 60
+	soaRetry   = 10
+	soaExpire  = 86400
+)
+
 // index is what answers need of a View beside its names. Its View does not change, so neither does it.
 type index struct {
 	view  *resolver.View
@@ -78,7 +85,6 @@ type answer struct {
 	name  string // of the records: as it was asked for, in that case
 	qtype uint16
 	ttl   uint32
-	fixed bool // the next query gets the same
 }
 
 // reply is an answer to q without content. ok is false for a query that has its answer by its form alone.
@@ -105,11 +111,10 @@ func reply(q *dns.Msg) (m *dns.Msg, ok bool) {
 }
 
 // Answer returns the answer to q, which from has asked, of what the View has alone: it forwards nothing and transfers no zone.
-// fixed says that the same question gets the same answer for as long as there is this View.
-func (s *Server) Answer(v *resolver.View, q *dns.Msg, from netip.Addr) (m *dns.Msg, fixed bool) {
+func (s *Server) Answer(v *resolver.View, q *dns.Msg, from netip.Addr) *dns.Msg {
 	m, ok := reply(q)
 	if !ok {
-		return m, false
+		return m
 	}
 	question := q.Question[0]
 	full := strings.ToLower(strings.TrimSuffix(question.Name, "."))
@@ -119,13 +124,16 @@ func (s *Server) Answer(v *resolver.View, q *dns.Msg, from netip.Addr) (m *dns.M
 	refused := z == nil && !single || question.Qclass != dns.ClassINET || question.Qtype == dns.TypeAXFR || question.Qtype == dns.TypeIXFR
 	if refused || !s.permitted(v, from) {
 		m.Rcode = dns.RcodeRefused
-		return m, false
+		return m
 	}
 	// Also of a single label, which is in no zone of ours: without it programs take an answer without records for that of a
 	// server that knows nothing.
 	m.Authoritative = true
-	a := &answer{Msg: m, s: s, v: v, name: question.Name, qtype: question.Qtype, ttl: s.ttl(), fixed: true}
-	soa := a.soa(ix.zones[0].name)
+	a := &answer{Msg: m, s: s, v: v, name: question.Name, qtype: question.Qtype, ttl: s.ttl()}
+	zoneName := v.Zone
+	if z != nil {
+		zoneName = z.name
+	}
 	var known bool
 	switch {
 	case single:
@@ -138,7 +146,7 @@ func (s *Server) Answer(v *resolver.View, q *dns.Msg, from netip.Addr) (m *dns.M
 			own.Hdr.Name, own.Hdr.Ttl = question.Name, a.ttl
 			a.add(own)
 		case dns.TypeNS:
-			a.add(&dns.NS{Hdr: a.header(dns.TypeNS), Ns: soa.Ns})
+			a.add(&dns.NS{Hdr: a.header(dns.TypeNS), Ns: "dns." + v.Zone + "."})
 		}
 	case z.reverse.IsValid():
 		known = a.reverse(ix, full)
@@ -147,14 +155,11 @@ func (s *Server) Answer(v *resolver.View, q *dns.Msg, from netip.Addr) (m *dns.M
 		rel = rel[:len(rel)-strings.Count(z.name, ".")-1]
 		known = a.inZone(full, rel)
 	}
-	if z != nil {
-		soa = a.soa(z.name)
-	}
 	if known && question.Qtype == dns.TypeANY && len(m.Answer) == 0 { // RFC 8482 section 4.2
 		a.add(&dns.HINFO{Hdr: a.header(dns.TypeHINFO), Cpu: "RFC8482"})
 	}
 	if n := len(m.Answer); n == 0 || m.Answer[n-1].Header().Rrtype == dns.TypeCNAME && question.Qtype != dns.TypeCNAME && question.Qtype != dns.TypeANY {
-		m.Ns = append(m.Ns, soa) // RFC 2308 section 2
+		m.Ns = append(m.Ns, a.soa(zoneName)) // RFC 2308 section 2
 		if !known {
 			m.Rcode = dns.RcodeNameError
 		}
@@ -162,7 +167,7 @@ func (s *Server) Answer(v *resolver.View, q *dns.Msg, from netip.Addr) (m *dns.M
 	if o := m.IsEdns0(); o != nil && m.Extra[len(m.Extra)-1] != o { // it goes last
 		m.Extra = append(slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr == dns.RR(o) }), o)
 	}
-	return m, a.fixed
+	return m
 }
 
 // single reports whether a name is a single label that is answered.
@@ -195,7 +200,7 @@ func (a *answer) soa(zone string) *dns.SOA { return soa(a.v, zone, a.ttl) }
 func soa(v *resolver.View, zone string, ttl uint32) *dns.SOA {
 	negative := min(ttl, negativeTTL)
 	return &dns.SOA{Hdr: dns.RR_Header{Name: zone + ".", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: negative},
-		Ns: "dns." + v.Zone + ".", Mbox: "hostmaster." + v.Zone + ".", Serial: uint32(v.Revision), Refresh: 60, Retry: 10, Expire: 86400, Minttl: negative}
+		Ns: "dns." + v.Zone + ".", Mbox: "hostmaster." + v.Zone + ".", Serial: uint32(v.Revision), Refresh: soaRefresh, Retry: soaRetry, Expire: soaExpire, Minttl: negative}
 }
 
 // inZone answers for a name in the mesh's zone, of which rel are the labels before it. It reports whether there is such a name.
@@ -249,7 +254,6 @@ func (a *answer) host(full string) (known bool) {
 func (a *answer) found(h *resolver.Host, by string) {
 	switch {
 	case h.Service:
-		a.fixed = a.fixed && len(h.Addrs) < 2 && a.s.cfg.Near == nil
 		those := a.v.ServicesOf(typeOf(h.Name))
 		a.ttl = a.ttlOf(those)
 		a.addrs(a.name, a.order(h.Addrs, those))

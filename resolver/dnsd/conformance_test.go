@@ -174,7 +174,7 @@ func TestConformance(t *testing.T) {
 	for _, c := range conformance {
 		f := strings.Fields(c.query)
 		q := query(c.query)
-		m, _ := quiet(Config{}).Answer(view(), q, localhost)
+		m := quiet(Config{}).Answer(view(), q, localhost)
 		got := summary(m)
 		want := strings.Split(c.want, " | ")
 		for i, g := range strings.Split(got, " | ") {

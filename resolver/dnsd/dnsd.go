@@ -233,7 +233,7 @@ func (h tcpHandler) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 			m = failure(q, dns.RcodeServerFailure)
 		}
 	} else {
-		m, _ = s.Answer(v, q, from)
+		m = s.Answer(v, q, from)
 		m.RecursionAvailable = s.forward != nil
 	}
 	minimal(m, dns.MaxMsgSize)

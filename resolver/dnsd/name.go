@@ -69,6 +69,10 @@ func text(s string) string { return strings.ReplaceAll(s, `\`, `\\`) }
 // minimal cuts off what need not be in an answer that is too long, before it is truncated: RFC 2181 section 9 wants the TC bit
 // only for what is asked for.
 func minimal(m *dns.Msg, size int) {
+	if m.Compress = false; m.Len() <= size { // as most are, and counting is cheaper than compressing
+		m.Compress = true
+		return
+	}
 	if m.Compress = true; m.Len() > size {
 		opt := m.IsEdns0()
 		m.Extra = nil

@@ -123,7 +123,6 @@ func (a *answer) srv(those []*resolver.Service) {
 	}
 	ttl := a.ttlOf(those)
 	those = usable(a.v, those)
-	a.fixed = a.fixed && len(those) < 2 && a.s.cfg.Near == nil
 	rand.Shuffle(len(those), func(i, j int) { those[i], those[j] = those[j], those[i] })
 	if a.s.cfg.Near != nil {
 		slices.SortStableFunc(those, func(x, y *resolver.Service) int {
