@@ -80,6 +80,10 @@ test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resol
 	resolved=$$(packaging/test/resolved) && MESH_RESOLVED=$$resolved go test -count=1 -timeout 10m -v -run 'TestSystemdResolved|TestDnsmasq|TestOpenresolv|TestTakeover' ./cmd/meshd
 	packaging/test/test-resolved
 
+test-dns: ## the DNS server asked by dig, kdig, drill and dnsperf, and a real BIND that carries its zones; needs root
+	@packaging/needs root go iproute2 bind9 bind9-dnsutils knot-dnsutils ldnsutils dnsperf
+	go test -count=1 -timeout 10m -v -run TestRealDNS ./cmd/meshd
+
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils
 	go test -race -short -p 2 -timeout 15m ./...

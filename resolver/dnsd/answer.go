@@ -144,6 +144,9 @@ func (s *Server) Answer(v *resolver.View, q *dns.Msg, from netip.Addr) *dns.Msg 
 		case dns.TypeSOA:
 			own := a.soa(z.name)
 			own.Hdr.Name, own.Hdr.Ttl = question.Name, a.ttl
+			if s.transfers != nil {
+				own.Serial = s.transfers.current(z.name, own.Serial)
+			}
 			a.add(own)
 		case dns.TypeNS:
 			a.add(&dns.NS{Hdr: a.header(dns.TypeNS), Ns: "dns." + v.Zone + "."})

@@ -28,8 +28,8 @@ const (
 )
 
 // transfers keeps the zones as secondaries have them, and what has changed in them (RFC 1995), and tells secondaries of it (RFC
-// 1996). A version's serial number is the revision of the store; what changes without one (a node that is known by gossip alone)
-// comes with the next.
+// 1996). A version's serial number is the revision of the store at which the zone last changed: a store has many that change no
+// name. What changes without one (a node that is known by gossip alone) comes with the next that does.
 type transfers struct {
 	cfg Config
 	ttl uint32
@@ -113,8 +113,12 @@ func (t *transfers) update(v *resolver.View) (changed []string) {
 			h = &history{}
 			t.zones[z.name] = h
 			changed = append(changed, z.name)
-		} else if d := compare(h.records, now); h.advance(d, uint32(v.Revision)) {
+		} else if d := compare(h.records, now); len(d.gone)+len(d.came) > 0 {
+			h.advance(d, uint32(v.Revision))
 			changed = append(changed, z.name)
+		} else {
+			t.mu.Unlock()
+			continue
 		}
 		h.serial, h.view, h.records = uint32(v.Revision), v, now
 		t.mu.Unlock()
@@ -122,17 +126,13 @@ func (t *transfers) update(v *resolver.View) (changed []string) {
 	return changed
 }
 
-// advance adds a version and reports whether secondaries must be told.
-func (h *history) advance(d delta, serial uint32) bool {
-	d.from, d.to = h.serial, serial
-	differs := len(d.gone)+len(d.came) > 0
-	switch {
-	case serial == h.serial && !differs:
-		return false
-	case !newer(serial, h.serial): // records of one version that differ, or a store that is older than it was
+// advance adds a version.
+func (h *history) advance(d delta, serial uint32) {
+	if !newer(serial, h.serial) { // other records in one version, or a store that is older than it was
 		h.deltas = nil
-		return differs
+		return
 	}
+	d.from, d.to = h.serial, serial
 	h.deltas = append(h.deltas, d)
 	size := 0
 	for i := len(h.deltas) - 1; i >= 0; i-- {
@@ -141,7 +141,16 @@ func (h *history) advance(d delta, serial uint32) bool {
 			break
 		}
 	}
-	return differs
+}
+
+// current is the serial number of a zone.
+func (t *transfers) current(zone string, revision uint32) uint32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.zones[zone]; h != nil {
+		return h.serial
+	}
+	return revision
 }
 
 // newer compares serial numbers (RFC 1982 section 3.2).
@@ -204,6 +213,10 @@ func (t *transfers) serve(w dns.ResponseWriter, q *dns.Msg) bool {
 		return false
 	}
 	var send []dns.RR
+	what := "a secondary has taken a zone"
+	if kind == dns.TypeIXFR {
+		what = "a secondary has taken what has changed in a zone"
+	}
 	m, _ := reply(q)
 	m.Authoritative = true
 	for rr := range h.transfer(zone, q, t.ttl) {
@@ -220,7 +233,7 @@ func (t *transfers) serve(w dns.ResponseWriter, q *dns.Msg) bool {
 		m.Answer = send
 		w.WriteMsg(m)
 	}
-	t.cfg.Log.Info("a secondary has taken a zone", "endpoint", w.RemoteAddr().String(), "key", zone, "rev", h.serial)
+	t.cfg.Log.Info(what, "endpoint", w.RemoteAddr().String(), "key", zone, "rev", h.serial)
 	return true
 }
 
