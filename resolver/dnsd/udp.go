@@ -18,43 +18,52 @@ import (
 
 const headerSize = 12 // RFC 1035 section 4.1.1
 
+// querySize bounds what is read of a query.
+const querySize = 4096
+
 // serveUDP answers what comes to one socket until it is closed. Nothing in it waits; what must wait gets a goroutine of wg.
 func (s *Server) serveUDP(ctx context.Context, pc *net.UDPConn, wg *sync.WaitGroup) error {
-	buf := make([]byte, 4096)
-	out := make([]byte, 0, udpSize)
+	b := newBatch(pc)
 	for {
-		n, from, err := pc.ReadFromUDPAddrPort(buf)
+		n, err := b.read()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
-		if err != nil || n < headerSize || buf[2]&0x80 != 0 { // an answer is never answered
-			continue // an error is about something sent before
+		if err != nil {
+			continue // it is about something that was sent before
 		}
-		addr := from.Addr().Unmap().WithZone("")
-		v := s.cfg.View()
-		query := buf[:n]
-		switch s.limit.allow(addr, v.InPrefixes(addr), time.Now()) {
-		case drop:
-			continue
-		case slip:
-			if b := truncated(query); b != nil {
-				pc.WriteToUDPAddrPort(b, from)
+		for i := range n {
+			query, from := b.query(i)
+			if p := s.datagram(ctx, pc, wg, query, from, b.room()); p != nil {
+				b.answer(i, p)
 			}
-			continue
 		}
-		var b []byte
-		if s.permitted(v, addr) {
-			b = s.direct(v, query, out)
-		}
-		if b == nil {
-			b = s.answerUDP(ctx, pc, wg, v, query, from, addr)
-		}
-		if b != nil {
-			if _, err := pc.WriteToUDPAddrPort(b, from); err != nil && !errors.Is(err, net.ErrClosed) {
-				s.cfg.Log.Debug("a DNS answer was not sent", "endpoint", from.String(), "err", err)
-			}
+		if err := b.send(); err != nil && !errors.Is(err, net.ErrClosed) {
+			s.cfg.Log.Debug("a DNS answer was not sent", "err", err)
 		}
 	}
+}
+
+// datagram is the answer to what has come by UDP, nil if there is none or it comes later. It is made in out's memory where it has
+// room.
+func (s *Server) datagram(ctx context.Context, pc *net.UDPConn, wg *sync.WaitGroup, query []byte, from netip.AddrPort, out []byte) []byte {
+	if len(query) < headerSize || query[2]&0x80 != 0 {
+		return nil // an answer is never answered
+	}
+	addr := from.Addr().Unmap().WithZone("")
+	v := s.cfg.View()
+	switch s.limit.allow(addr, v.InPrefixes(addr), time.Now()) {
+	case drop:
+		return nil
+	case slip:
+		return truncated(query)
+	}
+	if s.permitted(v, addr) {
+		if b := s.direct(v, query, out); b != nil {
+			return b
+		}
+	}
+	return s.answerUDP(ctx, pc, wg, v, query, from, addr)
 }
 
 // answerUDP is the answer to a query, nil if there is none or it comes later.
