@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store deb repro test-deb cross packages clean
+.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd test-dns test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -83,6 +83,10 @@ test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resol
 	resolved=$$(packaging/test/resolved) && MESH_RESOLVED=$$resolved go test -count=1 -timeout 10m -v -run 'TestSystemdResolved|TestDnsmasq|TestOpenresolv|TestTakeover' ./cmd/meshd
 	packaging/test/test-resolved
 
+test-dns: ## the DNS server asked by dig, kdig, drill and dnsperf, and a real BIND that carries its zones; needs root
+	@packaging/needs root go iproute2 bind9 bind9-dnsutils knot-dnsutils ldnsutils dnsperf
+	go test -count=1 -timeout 10m -v -run TestRealDNS ./cmd/meshd
+
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils
 	go test -race -short -p 2 -timeout 15m ./...
@@ -129,6 +133,10 @@ bench-net: ## tunnels beside wireguard-go, tinc and nebula, direct, relayed and 
 bench-store: ## the book of names: a change until getaddrinfo sees it elsewhere, loading, memory, messages, also into docs/store-speed.md; needs root; minutes
 	@packaging/needs root go gcc libc6-dev binutils iproute2
 	go run ./cmd/internal/storebench -markdown docs/store-speed.md
+
+bench-dns: ## the DNS server beside BIND, dnsmasq and systemd-resolved: queries a second, latency, memory, also into docs/dns-speed.md; needs root; minutes
+	@packaging/needs root go iproute2 bind9 dnsmasq-base dnsperf
+	CGO_ENABLED=0 go run ./cmd/internal/dnsbench -markdown docs/dns-speed.md
 
 deb: ## build/deb: Debian packages for amd64 and arm64, built and linted in a trixie system of their own; needs root
 	@packaging/needs root go git debootstrap

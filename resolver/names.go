@@ -26,8 +26,12 @@ var never = map[string]bool{
 	"dns": true, "service": true, "node": true, "query": true, "addr": true, "arpa": true,
 }
 
-// CheckName reports whether name, relative to the zone, may belong to owner: one label, or labels below owner's own.
+// CheckName reports whether name, relative to the zone, may belong to owner: one label, or labels below owner's own, of which the
+// first may be "*". Such a host is a wildcard (RFC 4592): see View.Wildcards.
 func CheckName(name, owner string) error {
+	if rest, ok := strings.CutPrefix(name, "*."); ok && (rest == owner || strings.HasSuffix(rest, "."+owner)) {
+		return CheckLabels(rest)
+	}
 	if err := CheckLabels(name); err != nil {
 		return err
 	}
@@ -36,6 +40,9 @@ func CheckName(name, owner string) error {
 	}
 	return nil
 }
+
+// wildcard reports whether a name that CheckName has let pass is that of a wildcard.
+func wildcard(name string) bool { return strings.HasPrefix(name, "*.") }
 
 // CheckLabels reports whether name is made of lower-case host name labels (RFC 1123 section 2.1) and not reserved.
 func CheckLabels(name string) error {
@@ -68,7 +75,11 @@ func CheckLabels(name string) error {
 // CheckGroup reports whether a group's name may belong to its owner, by the rules of hosts' names, and whether its members
 // can be names of hosts, relative to the zone, and of other groups ("@name"). A member need not exist.
 func CheckGroup(g Group) error {
-	if err := CheckName(g.Name, g.Owner); err != nil {
+	err := CheckName(g.Name, g.Owner)
+	if err == nil && wildcard(g.Name) {
+		err = fmt.Errorf("name %q is a wildcard", g.Name)
+	}
+	if err != nil {
 		return fmt.Errorf("group %w", err)
 	}
 	for _, m := range g.Members {

@@ -49,6 +49,7 @@ type View struct {
 
 	services []*Service // see compareServices
 	standIns []*Host    // names of services, sorted; in byName too
+	wild     []*Host    // wildcards, sorted by name; in byName too
 }
 
 // Node is a member of the mesh as its verified certificate says.
@@ -161,6 +162,9 @@ func Build(p Parts) *View {
 			if size += namesSize(al, p.Zone); err == nil && size > maxNames {
 				err = fmt.Errorf("%s has more aliases than a host may have: %d bytes in all forms, at most %d", h.Name, size, maxNames)
 			}
+			if err == nil && (wildcard(al) || wildcard(h.Name)) {
+				err = fmt.Errorf("%s has the alias %s: a wildcard is and has none", h.Name, al)
+			}
 			if by := s.Taken[al]; err == nil && by != "" {
 				err = fmt.Errorf("the alias is %w: %s has claimed it", ErrTaken, by)
 			}
@@ -176,6 +180,13 @@ func Build(p Parts) *View {
 		}
 		v.hosts = append(v.hosts, h)
 	}
+	var wild []Host
+	v.hosts = slices.DeleteFunc(v.hosts, func(h Host) bool {
+		if wildcard(h.Name) {
+			wild = append(wild, h)
+		}
+		return wildcard(h.Name)
+	})
 	// Nodes come first in byAddr, then statics in the order in which they were admitted.
 	for i := range v.hosts {
 		for _, a := range v.hosts[i].Addrs {
@@ -185,8 +196,7 @@ func Build(p Parts) *View {
 		}
 	}
 	slices.SortFunc(v.hosts, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
-	for i := range v.hosts {
-		h := &v.hosts[i]
+	known := func(h *Host) {
 		for _, n := range append([]string{h.Name}, h.Aliases...) {
 			v.byName[n] = h
 			for {
@@ -199,6 +209,14 @@ func Build(p Parts) *View {
 			}
 		}
 	}
+	for i := range v.hosts {
+		known(&v.hosts[i])
+	}
+	slices.SortFunc(wild, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
+	for i := range wild {
+		known(&wild[i])
+		v.wild = append(v.wild, &wild[i])
+	}
 	for a, h := range v.byAddr {
 		v.byAddr[a] = v.byName[h.Name]
 	}
@@ -209,6 +227,11 @@ func Build(p Parts) *View {
 
 // Hosts returns every host, sorted by name.
 func (v *View) Hosts() []Host { return v.hosts }
+
+// Wildcards returns the hosts that stand for all names below a name that do not exist ("*.bkero"; RFC 4592), sorted by name. They
+// are for DNS alone: NSS, and all that lists hosts, has names and no rules, so Hosts does not have them, and no address leads back
+// to one. Lookup finds one by its own name only.
+func (v *View) Wildcards() []*Host { return v.wild }
 
 // Lookup finds a name: short ("bkero") or full ("bkero.mesh.internal"), in any case, with or without a final dot. known
 // with no host means that the name exists but has no addresses of its own: the zone itself, or a name between others.

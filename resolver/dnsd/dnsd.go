@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT
 
-// Package dnsd answers DNS queries from the View: what NSS does not reach (musl, static binaries, containers, phones)
-// gets the same names here. It is authoritative for the mesh's zone and for the reverse names of its prefixes, and
-// refuses everything else, and everybody who is not on the mesh or on this machine: it is no open resolver.
+// Package dnsd answers DNS queries from the View: what NSS does not reach (musl, static binaries, containers, phones) gets the
+// same names here, and services, which NSS has no words for. It is authoritative for the mesh's zone and for the reverse names
+// of its prefixes, and gives them to secondaries where some are configured.
 //
-// Run owns the sockets and all goroutines; at most maxInFlight queries are worked on at a time, more are dropped.
+// It is no open resolver: everybody who is neither on the mesh nor on this machine nor allowed by the configuration is refused,
+// and so is every other zone, unless the configuration says who is to be asked for it. It must never wait for anything to
+// answer for a name of the mesh, and knows nothing of where names come from.
+//
+// Run owns the sockets and all goroutines: for each address one or more that read queries by UDP and answer them at once, those
+// of package dns for TCP, at most maxForwarded that wait for other servers, and those that serve secondaries.
 package dnsd
 
 import (
@@ -14,269 +19,241 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
 
 	"mesh.internal/mesh/resolver"
 )
 
-// Config is what a Server needs.
+// Config is what a Server needs. All but Addrs, View and Log may be left out.
 type Config struct {
-	Addrs []netip.AddrPort // UDP and TCP
-	View  func() *resolver.View
+	Addrs []netip.AddrPort      // to answer at, by UDP and TCP
+	View  func() *resolver.View // the current one
 	Log   *slog.Logger
+
+	Allow        []netip.Prefix                       // who may ask beside the mesh and this machine
+	SingleLabels bool                                 // "bkero." is answered too, which is in no zone of ours
+	TTL          time.Duration                        // of answers, in whole seconds; 0: DefaultTTL. Denials hold for 5 s at most (RFC 2308 section 5)
+	Rate         int                                  // answers a second to one source by UDP (see limiter); 0: no limit
+	Near         func(node string) time.Duration      // round trip, negative if there is none measured; nil: those who offer a service are named in random order
+	Forward      []Forward                            // other zones; none: they are refused
+	Secondaries  []netip.AddrPort                     // who may have whole zones (RFC 5936, RFC 1995), and is told of changes at that port (RFC 1996)
+	Changed      func() <-chan struct{}               // closed when View has changed after the call; needed with Secondaries
+	Problem      func(addr netip.AddrPort, err error) // an address that cannot be had, while others can; nil: it is logged
 }
+
+// Forward says whom to ask for the names of a zone and below: the one of these that answered last, then the others.
+type Forward struct {
+	Zone    string // lower case, without a final dot; "" is everything
+	Servers []netip.AddrPort
+}
+
+// DefaultTTL is how long answers hold: names change seldom, and when they do, somebody waits.
+const DefaultTTL = 10 * time.Second
+
+const (
+	negativeTTL  = 5    // seconds (RFC 2308 section 5)
+	udpSize      = 1232 // bytes of an answer by UDP, at most: it fits into every packet (RFC 9715)
+	maxForwarded = 256  // queries that wait for other servers, of all clients
+	maxConns     = 256  // TCP connections to one address
+	maxOnConn    = 128  // queries on one of them
+	idle         = 10 * time.Second
+)
 
 // Server answers DNS queries.
 type Server struct {
-	cfg   Config
-	slots chan struct{}
+	cfg       Config
+	last      atomic.Pointer[index]
+	limit     *limiter
+	forward   *forwarder // nil: nothing is forwarded
+	transfers *transfers // nil: there are no secondaries
+	slots     chan struct{}
 }
 
-const (
-	ttl         = 10 // seconds
-	negativeTTL = 5  // seconds (RFC 2308 section 5)
-	udpSize     = 1232
-	maxInFlight = 256
-)
-
 // New returns a Server that does nothing yet.
-func New(cfg Config) *Server { return &Server{cfg: cfg, slots: make(chan struct{}, maxInFlight)} }
-
-// Run answers until ctx ends. It fails at once if an address cannot be had.
-func (s *Server) Run(ctx context.Context) error {
-	var servers []*dns.Server
-	var err error
-	for _, a := range s.cfg.Addrs {
-		var pc net.PacketConn
-		var l net.Listener
-		if pc, err = net.ListenPacket("udp", a.String()); err != nil {
-			break
-		}
-		servers = append(servers, &dns.Server{PacketConn: pc, Handler: s, UDPSize: udpSize})
-		if l, err = net.Listen("tcp", a.String()); err != nil {
-			break
-		}
-		servers = append(servers, &dns.Server{Listener: l, Handler: s, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxTCPQueries: 128})
+func New(cfg Config) *Server {
+	s := &Server{cfg: cfg, limit: newLimiter(cfg.Rate), slots: make(chan struct{}, maxForwarded)}
+	if len(cfg.Forward) > 0 {
+		s.forward = newForwarder(cfg)
 	}
-	if err != nil {
-		for _, srv := range servers {
-			if srv.PacketConn != nil {
-				srv.PacketConn.Close()
-			} else {
-				srv.Listener.Close()
-			}
+	if len(cfg.Secondaries) > 0 {
+		s.transfers = newTransfers(cfg)
+	}
+	return s
+}
+
+// sockets are those of one address.
+type listener struct {
+	udp []*net.UDPConn
+	tcp net.Listener
+}
+
+func listen(ctx context.Context, addr netip.AddrPort) (l listener, err error) {
+	defer func() {
+		if err != nil {
+			l.close()
 		}
 		if errors.Is(err, syscall.EADDRINUSE) {
 			err = fmt.Errorf("another DNS server listens there (make it leave this address alone, with bind-interfaces in dnsmasq for one): %w", err)
 		}
-		return fmt.Errorf("answering DNS: %w", err)
+	}()
+	// TCP first: several may have the address by UDP.
+	if l.tcp, err = net.Listen("tcp", addr.String()); err != nil {
+		return l, err
+	}
+	lc := net.ListenConfig{Control: reuse}
+	for range sockets() {
+		pc, err := lc.ListenPacket(ctx, "udp", l.tcp.Addr().String())
+		if err != nil {
+			return l, err
+		}
+		u := pc.(*net.UDPConn)
+		u.SetReadBuffer(1 << 20) // what comes while a View is being made; the system may allow less
+		l.udp = append(l.udp, u)
+	}
+	return l, nil
+}
+
+func (l listener) close() {
+	if l.tcp != nil {
+		l.tcp.Close()
+	}
+	for _, u := range l.udp {
+		u.Close()
+	}
+}
+
+// Run answers until ctx ends. It fails at once if no address can be had.
+func (s *Server) Run(ctx context.Context) error {
+	var all []listener
+	var errs []error
+	for _, a := range s.cfg.Addrs {
+		l, err := listen(ctx, a)
+		if err != nil {
+			err = fmt.Errorf("answering DNS: %w", err)
+			errs = append(errs, err)
+			if s.cfg.Problem != nil {
+				s.cfg.Problem(a, err)
+			} else {
+				s.cfg.Log.Warn("an address to answer DNS at cannot be had", "endpoint", a.String(), "err", err)
+			}
+			continue
+		}
+		all = append(all, l)
+	}
+	if len(all) == 0 {
+		return errors.Join(errs...)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make([]error, len(servers))
 	var wg sync.WaitGroup
-	for i, srv := range servers {
-		started := make(chan struct{})
-		srv.NotifyStartedFunc = func() { close(started) }
-		ended := make(chan struct{})
+	failed := make(chan error, 1)
+	fail := func(err error) {
+		if err != nil && ctx.Err() == nil {
+			select {
+			case failed <- err:
+			default:
+			}
+			cancel()
+		}
+	}
+	for _, l := range all {
+		started, ended := make(chan struct{}), make(chan struct{})
+		srv := &dns.Server{Listener: netutil.LimitListener(l.tcp, maxConns), Handler: tcpHandler{s, ctx}, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
+			IdleTimeout: func() time.Duration { return idle }, MaxTCPQueries: maxOnConn, NotifyStartedFunc: func() { close(started) }}
 		wg.Go(func() {
-			defer cancel()
 			defer close(ended)
-			errs[i] = srv.ActivateAndServe()
+			fail(srv.ActivateAndServe())
 		})
 		wg.Go(func() {
 			select {
 			case <-started:
+				<-ctx.Done()
+				srv.Shutdown()
 			case <-ended:
-				return
 			}
-			<-ctx.Done()
-			srv.Shutdown()
+			l.close()
 		})
+		for _, u := range l.udp {
+			wg.Go(func() { fail(s.serveUDP(ctx, u, &wg)) })
+		}
+	}
+	if s.transfers != nil {
+		wg.Go(func() { s.transfers.run(ctx) })
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	select {
+	case err := <-failed:
+		return fmt.Errorf("answering DNS: %w", err)
+	default:
+		return nil
+	}
+}
+
+// elsewhere reports whether a query is one to be forwarded.
+func (s *Server) elsewhere(v *resolver.View, q *dns.Msg, from netip.Addr) bool {
+	if s.forward == nil || !q.RecursionDesired || q.Opcode != dns.OpcodeQuery || len(q.Question) != 1 || q.Question[0].Qclass != dns.ClassINET || !s.permitted(v, from) {
+		return false
+	}
+	name := trim(q.Question[0].Name)
+	switch q.Question[0].Qtype {
+	case dns.TypeAXFR, dns.TypeIXFR, dns.TypeANY:
+		return false
+	}
+	return s.index(v).zoneOf(name) == nil && !s.single(v, name) && s.forward.zone(name) != nil
+}
+
+// tcpHandler answers what comes by TCP.
+type tcpHandler struct {
+	s   *Server
+	ctx context.Context // of Run
 }
 
 // ServeDNS implements dns.Handler.
-func (s *Server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
+func (h tcpHandler) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	s := h.s
+	defer s.recovered(w.RemoteAddr().String())
+	from := w.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone("")
+	v := s.cfg.View()
+	if s.transfers != nil && len(q.Question) == 1 && s.secondary(from) && s.transfers.serve(w, q) {
 		return
 	}
-	defer func() {
-		if r := recover(); r != nil {
-			s.cfg.Log.Error("a DNS query could not be worked on", "endpoint", w.RemoteAddr().String(), "panic", r)
+	var m *dns.Msg
+	if s.elsewhere(v, q, from) {
+		select {
+		case s.slots <- struct{}{}:
+			m = s.forward.resolve(h.ctx, q)
+			<-s.slots
+		default:
+			m = failure(q, dns.RcodeServerFailure)
 		}
-	}()
-	var from netip.Addr
-	if ap, err := netip.ParseAddrPort(w.RemoteAddr().String()); err == nil {
-		from = ap.Addr().Unmap().WithZone("")
+	} else {
+		m = s.Answer(v, q, from)
+		m.RecursionAvailable = s.forward != nil
 	}
-	m := Answer(s.cfg.View(), q, from)
-	size := dns.MinMsgSize
-	if o := q.IsEdns0(); o != nil {
-		size = min(max(int(o.UDPSize()), dns.MinMsgSize), udpSize)
-	}
-	if w.LocalAddr().Network() == "tcp" {
-		size = dns.MaxMsgSize
-	}
-	m.Truncate(size)
+	minimal(m, dns.MaxMsgSize)
 	if err := w.WriteMsg(m); err != nil {
 		s.cfg.Log.Debug("a DNS answer was not sent", "endpoint", w.RemoteAddr().String(), "err", err)
 	}
 }
 
-// Answer is the answer to q, which from has asked.
-func Answer(v *resolver.View, q *dns.Msg, from netip.Addr) *dns.Msg {
-	m := new(dns.Msg)
-	m.SetReply(q)
-	m.RecursionAvailable = false
-	m.Compress = true
-	if o := q.IsEdns0(); o != nil {
-		m.SetEdns0(udpSize, false)
-		if o.Version() != 0 {
-			m.Rcode = dns.RcodeBadVers // RFC 6891 section 6.1.3
-			return m
-		}
+// recovered, deferred, keeps what one query does from ending the program.
+func (s *Server) recovered(endpoint string) {
+	if r := recover(); r != nil {
+		s.cfg.Log.Error("a DNS query could not be worked on", "endpoint", endpoint, "panic", r)
 	}
-	if q.Opcode != dns.OpcodeQuery {
-		m.Rcode = dns.RcodeNotImplemented
-		return m
-	}
-	if len(q.Question) != 1 {
-		m.Rcode = dns.RcodeFormatError
-		return m
-	}
-	question := q.Question[0]
-	name := strings.ToLower(strings.TrimSuffix(question.Name, "."))
-	zone, reverse := zoneOf(v, name)
-	if !from.IsLoopback() && !v.InPrefixes(from) || zone == "" || question.Qclass != dns.ClassINET {
-		m.Rcode = dns.RcodeRefused
-		return m
-	}
-	m.Authoritative = true
-	hdr := func(t uint16) dns.RR_Header {
-		return dns.RR_Header{Name: question.Name, Rrtype: t, Class: dns.ClassINET, Ttl: ttl} // the case of the question is kept
-	}
-	soa := &dns.SOA{Hdr: dns.RR_Header{Name: zone + ".", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: negativeTTL},
-		Ns: "dns." + v.Zone + ".", Mbox: "hostmaster." + v.Zone + ".", Serial: uint32(v.Revision), Refresh: 60, Retry: 10, Expire: 86400, Minttl: negativeTTL}
-	known := name == zone
-	switch {
-	case known && question.Qtype == dns.TypeSOA:
-		soa.Hdr.Name, soa.Hdr.Ttl = question.Name, ttl
-		m.Answer = append(m.Answer, soa)
-	case known && question.Qtype == dns.TypeNS:
-		m.Answer = append(m.Answer, &dns.NS{Hdr: hdr(dns.TypeNS), Ns: soa.Ns})
-	case known:
-	case reverse:
-		a, whole, ok := addrOf(name)
-		if known = ok && !whole && below(v, name); !whole {
-			break
-		}
-		h, found := v.Reverse(a)
-		known = found && v.InPrefixes(a)
-		if known && question.Qtype == dns.TypePTR {
-			m.Answer = append(m.Answer, &dns.PTR{Hdr: hdr(dns.TypePTR), Ptr: v.FQDN(h) + "."})
-		}
-	default:
-		var h *resolver.Host
-		if h, known = v.Lookup(name); h == nil {
-			break
-		}
-		for _, a := range h.Addrs {
-			switch {
-			case a.Is4() && question.Qtype == dns.TypeA:
-				m.Answer = append(m.Answer, &dns.A{Hdr: hdr(dns.TypeA), A: a.AsSlice()})
-			case a.Is6() && question.Qtype == dns.TypeAAAA:
-				m.Answer = append(m.Answer, &dns.AAAA{Hdr: hdr(dns.TypeAAAA), AAAA: a.AsSlice()})
-			}
-		}
-	}
-	if known && question.Qtype == dns.TypeANY { // RFC 8482 section 4.2
-		m.Answer = append(m.Answer, &dns.HINFO{Hdr: hdr(dns.TypeHINFO), Cpu: "RFC8482"})
-	}
-	if len(m.Answer) == 0 {
-		m.Ns = append(m.Ns, soa) // RFC 2308 section 2
-		if !known {
-			m.Rcode = dns.RcodeNameError
-		}
-	}
-	return m
 }
 
-// zoneOf returns the zone of ours that a name lies in, and whether it is one of reverse names.
-func zoneOf(v *resolver.View, name string) (zone string, reverse bool) {
-	if name == v.Zone || strings.HasSuffix(name, "."+v.Zone) {
-		return v.Zone, false
-	}
-	for _, p := range v.Prefixes {
-		z := reverseZone(p)
-		if name == z || strings.HasSuffix(name, "."+z) {
-			return z, true
-		}
-	}
-	return "", false
-}
-
-// reverseZone is the smallest zone of reverse names, at a whole label, that holds a prefix.
-func reverseZone(p netip.Prefix) string {
-	arpa, _ := dns.ReverseAddr(p.Masked().Addr().String())
-	labels := strings.Split(strings.TrimSuffix(arpa, "."), ".")
-	bits, per := p.Bits(), 8
-	if p.Addr().Is6() {
-		per = 4
-	}
-	drop := p.Addr().BitLen()/per - bits/per
-	return strings.Join(labels[drop:], ".")
-}
-
-// addrOf reads a reverse name; whole is false for one that is only the end of some.
-func addrOf(name string) (a netip.Addr, whole, ok bool) {
-	if s, v4 := strings.CutSuffix(name, ".in-addr.arpa"); v4 {
-		l := strings.Split(s, ".")
-		if len(l) < 4 {
-			return a, false, true
-		}
-		a, err := netip.ParseAddr(l[3] + "." + l[2] + "." + l[1] + "." + l[0])
-		return a, len(l) == 4 && err == nil, len(l) == 4
-	}
-	s := strings.TrimSuffix(name, ".ip6.arpa")
-	l := strings.Split(s, ".")
-	if len(l) < 32 {
-		return a, false, true
-	}
-	if len(l) > 32 {
-		return a, false, false
-	}
-	var b strings.Builder
-	for i := 31; i >= 0; i-- {
-		if len(l[i]) != 1 {
-			return a, false, false
-		}
-		b.WriteString(l[i])
-		if i%4 == 0 && i > 0 {
-			b.WriteByte(':')
-		}
-	}
-	a, err := netip.ParseAddr(b.String())
-	return a, err == nil, err == nil
-}
-
-// below reports whether a host's address has a reverse name below name (RFC 8020: such a name exists, without data).
-func below(v *resolver.View, name string) bool {
-	for _, h := range v.Hosts() {
-		for _, a := range h.Addrs {
-			if arpa, err := dns.ReverseAddr(a.String()); err == nil && strings.HasSuffix(strings.TrimSuffix(arpa, "."), "."+name) {
-				return true
-			}
+// secondary reports whether an address is that of one.
+func (s *Server) secondary(from netip.Addr) bool {
+	for _, a := range s.cfg.Secondaries {
+		if a.Addr() == from {
+			return true
 		}
 	}
 	return false

@@ -51,6 +51,7 @@ cmd/internal/splitdns: cmd/internal/config | changes the machine, so it knows no
 cmd/internal/demo: cmd/internal/lab      | uses the product as a user does, through its commands
 cmd/internal/netlab: cmd/internal/lab cmd/internal/api cmd/internal/config vpn vpn/identity | gives nodes their certificates, and asks meshd how they are as mesh status does
 cmd/internal/storelab: cmd/internal/lab cmd/internal/api cmd/internal/config resolver/store/etcd | has people's commands typed, asks meshd how it is as mesh status does, and compacts the store as a member
+cmd/internal/dnsbench: cmd/internal/lab resolver resolver/dnsd | measures the server alone, without the rest of a node
 cmd/internal/tour: cmd/internal/lab(tests) | types what the documents show, and knows no more than they say
 cmd/internal/archtest: -                 | judges everything
 cmd/...: ...                             | the root that introduces the engines to each other

@@ -74,6 +74,7 @@ type Config struct {
 	Reports   bool     `toml:"consul_reports"`
 	Store     Store    `toml:"-"`
 	Project   Project  `toml:"-"`
+	DNS       DNS      `toml:"dns,omitempty" comment:"How DNS queries are answered: see mesh.toml(5)."`
 }
 
 // file is mesh.toml: Config with the one key whose type varies, and those that belong to it.
@@ -259,6 +260,9 @@ func (c *Config) check() (string, error) {
 	}
 	if key, err := c.Store.checkAccess(c.Domain); err != nil {
 		return key, err
+	}
+	if _, key, err := c.DNS.read(); err != nil {
+		return key, fmt.Errorf("[dns]: %w", err)
 	}
 	return c.Project.check(c.StorePrefix())
 }

@@ -13,12 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -29,7 +27,6 @@ import (
 	"mesh.internal/mesh/cmd/internal/config"
 	"mesh.internal/mesh/cmd/internal/scripts"
 	"mesh.internal/mesh/resolver"
-	"mesh.internal/mesh/resolver/dnsd"
 	"mesh.internal/mesh/resolver/project"
 	"mesh.internal/mesh/resolver/store"
 	"mesh.internal/mesh/vpn"
@@ -263,24 +260,6 @@ func (d *daemon) introduceMore(ctx context.Context, changed <-chan struct{}) err
 	}
 }
 
-// serveDNS answers DNS on the mesh addresses. Without it the rest goes on.
-func (d *daemon) serveDNS(ctx context.Context) error {
-	var addrs []netip.AddrPort
-	if i, err := net.InterfaceByName(d.cfg.Load().Interface); err == nil {
-		has, _ := i.Addrs()
-		for _, a := range has {
-			if p, err := netip.ParsePrefix(a.String()); err == nil && slices.Contains(d.id.Node.Addrs, p.Addr()) {
-				addrs = append(addrs, netip.AddrPortFrom(p.Addr(), 53))
-			}
-		}
-	}
-	err := dnsd.New(dnsd.Config{Addrs: addrs, View: d.names.View, Log: d.log}).Run(ctx)
-	if err != nil && ctx.Err() == nil {
-		d.warn("dns", err.Error())
-	}
-	return nil
-}
-
 // reload reads the configuration again when asked to. What cannot change in a running daemon is named.
 func (d *daemon) reload(ctx context.Context) error {
 	for {
@@ -300,9 +279,9 @@ func (d *daemon) reload(ctx context.Context) error {
 		}
 		d.warn("reload", "")
 		old := d.cfg.Load()
-		if c.Name != old.Name || c.Mesh != old.Mesh || c.Domain != old.Domain || c.Prefix != old.Prefix || c.Port != old.Port ||
-			c.Interface != old.Interface || c.MTU != old.MTU ||
-			c.Relay != old.Relay || c.RelayMbit != old.RelayMbit || c.PortMap != old.PortMap || c.LAN != old.LAN || !slices.Equal(c.Subnet, old.Subnet) || c.Fallback != old.Fallback || !slices.Equal(c.Consul, old.Consul) || c.Reports != old.Reports || !reflect.DeepEqual(c.Store, old.Store) || !reflect.DeepEqual(c.Project, old.Project) || !slices.Equal(c.Connect, old.Connect) {
+		rest := *c
+		rest.Public, rest.LogLevel = old.Public, old.LogLevel
+		if !reflect.DeepEqual(rest, *old) {
 			d.warn("reload", "only public and log_level take effect at once; restart meshd for the rest")
 		}
 		next := *old

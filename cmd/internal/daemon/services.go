@@ -262,8 +262,8 @@ func (d *daemon) services() api.Services {
 		if !s.Health.Since.IsZero() {
 			x.Since = &s.Health.Since
 		}
-		if ms, ok := rtt[s.Owner]; ok {
-			x.RTT = &ms
+		if near := rtt(s.Owner); near >= 0 {
+			x.RTT = new(ms(near))
 		}
 		if s.Owner == d.id.Node.Name {
 			x.File = own[s.Name].File
@@ -285,17 +285,6 @@ func (d *daemon) services() api.Services {
 		s.Health = resolver.Health{State: resolver.State(state), Output: output, Since: since}
 		x := add(&s)
 		x.Usable, x.Waiting = false, cmp.Or(waiting[name], fmt.Sprintf("%s has no host %s", s.Owner, s.Host))
-	}
-	return out
-}
-
-// nearness is the round trip in milliseconds to the nodes to which it was measured; 0 to this one.
-func (d *daemon) nearness() map[string]float64 {
-	out := map[string]float64{d.id.Node.Name: 0}
-	for _, p := range d.node.Peers() {
-		if p.RTT > 0 {
-			out[p.Name] = ms(p.RTT)
-		}
 	}
 	return out
 }

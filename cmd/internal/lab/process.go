@@ -173,6 +173,9 @@ func (p *Process) Output() string {
 	return string(data)
 }
 
+// MachinePID returns the process's number as this machine sees it.
+func (p *Process) MachinePID() int { return p.cmd.Process.Pid }
+
 // PID returns the process's number inside the host.
 func (p *Process) PID() (int, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
