@@ -223,6 +223,26 @@ func (v *View) ServicesOf(typ string) []*Service {
 	return v.services[i:n]
 }
 
+// StoodFor returns the services that a name stands for, whatever their state: "http", "http.service" or "TAG.http.service". A
+// host may have the first of these names instead.
+func (v *View) StoodFor(name string) (out []*Service) {
+	name = strings.TrimSuffix(strings.ToLower(strings.TrimSuffix(name, ".")), "."+v.Zone)
+	base, tree := strings.CutSuffix(name, ".service")
+	tag, typ, tagged := strings.Cut(base, ".")
+	if !tagged {
+		tag, typ = "", base
+	}
+	if tagged && !tree || v.Host(name) != nil {
+		return nil
+	}
+	for _, s := range v.ServicesOf(typ) {
+		if !tagged || slices.Contains(s.Tags, tag) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // ServiceHosts returns the names that stand for services, each with the addresses of those that are usable, sorted by name:
 // "http", "http.service", "TAG.http.service". Lookup finds them, and Hosts does not have them.
 func (v *View) ServiceHosts() []*Host { return v.standIns }

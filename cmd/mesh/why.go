@@ -144,15 +144,31 @@ func showAnswer(w io.Writer, p func(colour, s string) string, y api.Why, line fu
 		fmt.Fprintf(w, "%s  is no name of the mesh, and cannot be: %s\n", p(bold, y.Asked), y.Never)
 	case y.Form == "none":
 		fmt.Fprintf(w, "%s  is no name of the mesh\n", p(bold, y.Asked))
+	case len(y.Services) > 0:
+		fmt.Fprintf(w, "%s  stands for those who offer it and are well: nobody\n", p(bold, y.Asked))
 	default:
 		fmt.Fprintf(w, "%s  is %s: it exists, and has no address\n", p(bold, y.Asked), formWords[y.Form])
 	}
 	if h != nil {
 		owner := h.Owner
-		if h.Node {
+		switch {
+		case h.Node:
 			owner = "itself, a node"
+		case len(y.Services) > 0:
+			owner = "nobody: it stands for those who offer it and are well"
 		}
 		line("owner", "%s", owner)
+	}
+	for i, s := range y.Services {
+		label := "offered"
+		if i > 0 {
+			label = ""
+		}
+		text := s.Output
+		if text != "" {
+			text = ": " + text
+		}
+		line(label, "%s:%d/%s, %s%s", s.Host, s.Port, s.Proto, p(stateColours[s.State], s.State), text)
 	}
 	switch {
 	case y.Record != nil:

@@ -133,9 +133,9 @@ type Host struct {
 type Hosts struct {
 	Revision int64          `json:"revision"`
 	Domain   string         `json:"domain"`
-	Prefixes []netip.Prefix `json:"prefixes"` // of the mesh's addresses
-	Hosts    []Host         `json:"hosts"`    // sorted by name
-	Services []Host         `json:"services"` // names that stand for services, each with the addresses of those that are well
+	Prefixes []netip.Prefix `json:"prefixes"`           // of the mesh's addresses
+	Hosts    []Host         `json:"hosts"`              // sorted by name
+	Services []Host         `json:"services,omitempty"` // names that stand for services, each with the addresses of those that are well
 }
 
 // Group is a group of GET /v1/groups. Of the body of PUT, Name and Members count: they are added to what there is.

@@ -18,11 +18,12 @@ type Why struct {
 	Said   *Said   `json:"said,omitempty"`   // with source store and disk: the signed value
 	Record *Record `json:"record,omitempty"` // with source certificate
 
-	Claims  []Claim    `json:"claims,omitempty"`
-	Lost    []Lost     `json:"lost,omitempty"`    // what else wanted the name
-	Refused []Refused  `json:"refused,omitempty"` // values of the store for it that were not accepted
-	Waiting *HostShown `json:"waiting,omitempty"` // what was added here and is not in the store
-	Sharing []string   `json:"sharing,omitempty"` // of an address: full names of other hosts that have it
+	Claims   []Claim    `json:"claims,omitempty"`
+	Lost     []Lost     `json:"lost,omitempty"`     // what else wanted the name
+	Refused  []Refused  `json:"refused,omitempty"`  // values of the store for it that were not accepted
+	Waiting  *HostShown `json:"waiting,omitempty"`  // what was added here and is not in the store
+	Services []Service  `json:"services,omitempty"` // that the name stands for
+	Sharing  []string   `json:"sharing,omitempty"`  // of an address: full names of other hosts that have it
 
 	Store Store     `json:"store"`
 	Now   time.Time `json:"now"`

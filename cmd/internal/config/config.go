@@ -70,8 +70,8 @@ type Config struct {
 	DNSSetup  string   `toml:"dns_setup" comment:"Have programs that speak DNS ask for mesh names: auto (when meshd starts, where that needs no file in /etc) or off."`
 	LogLevel  string   `toml:"log_level" comment:"debug, info, warn or error."`
 	Fallback  string   `toml:"service_fallback" comment:"What a name leads to when none who offer that service are well: \"none\" of them or \"all\"."`
-	Consul    []string `toml:"consul" comment:"Where to answer Consul's HTTP API, read-only: \"127.0.0.1:8500\". Reports of health are taken there where consul_reports is true, of whoever can reach it."`
-	Reports   bool     `toml:"consul_reports"`
+	Consul    []string `toml:"consul,omitempty" comment:"Where to answer Consul's HTTP API, read-only: \"127.0.0.1:8500\". Reports of health are taken there where consul_reports is true, of whoever can reach it."`
+	Reports   bool     `toml:"consul_reports,omitempty"`
 	Store     Store    `toml:"-"`
 	Project   Project  `toml:"-"`
 	DNS       DNS      `toml:"dns,omitempty" comment:"How DNS queries are answered: see mesh.toml(5)."`

@@ -123,7 +123,7 @@ func (d *daemon) readServices(ctx context.Context) {
 	list, errs := d.opts.Paths.LoadServices()
 	good := list[:0:0]
 	for _, s := range list {
-		if _, err := d.serviceOf(s); err != nil {
+		if _, err := d.offered(s); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", cmp.Or(s.File, d.opts.Paths.ServiceFile()), err))
 			continue
 		}
@@ -144,7 +144,7 @@ func (d *daemon) offer(ctx context.Context, list []config.Service) (landed bool,
 	checks := map[string][]health.Check{}
 	var services []resolver.Service
 	for _, s := range list {
-		x, err := d.serviceOf(s)
+		x, err := d.offered(s)
 		if err != nil {
 			return false, err
 		}
@@ -169,8 +169,8 @@ func (d *daemon) tellHealth() {
 	d.names.SetHealth(now)
 }
 
-// serviceOf is a configured service as the resolver knows it.
-func (d *daemon) serviceOf(s config.Service) (resolver.Service, error) {
+// offered is a configured service as the resolver knows it.
+func (d *daemon) offered(s config.Service) (resolver.Service, error) {
 	out := resolver.Service{Name: s.Name, Type: s.Type, Owner: d.id.Node.Name, Host: d.id.Node.Name, Tags: s.Tags, Meta: s.Meta, Priority: s.Priority, Weight: s.Weight, TTL: time.Duration(s.TTL)}
 	if s.Host != "" {
 		out.Host = d.relative(s.Host)
@@ -257,11 +257,7 @@ func (d *daemon) services() api.Services {
 		own[s.Name] = s
 	}
 	add := func(s *resolver.Service) *api.Service {
-		x := api.Service{Name: s.Name, Type: s.Type, Proto: s.Proto, Port: s.Port, Owner: s.Owner, Host: s.Host, Instance: s.Instance(), Addrs: s.Addrs, Tags: s.Tags,
-			Meta: s.Meta, Priority: s.Priority, Weight: s.Weight, TTL: int(s.TTL / time.Second), State: string(s.Health.State), Output: s.Health.Output, Usable: s.Usable()}
-		if !s.Health.Since.IsZero() {
-			x.Since = &s.Health.Since
-		}
+		x := serviceOf(s)
 		if near := rtt(s.Owner); near >= 0 {
 			x.RTT = new(ms(near))
 		}
@@ -277,7 +273,7 @@ func (d *daemon) services() api.Services {
 	}
 	waiting := d.names.WaitingServices()
 	for _, name := range slices.Sorted(maps.Keys(own)) {
-		s, err := d.serviceOf(own[name])
+		s, err := d.offered(own[name])
 		if err != nil {
 			continue
 		}
@@ -287,4 +283,14 @@ func (d *daemon) services() api.Services {
 		x.Usable, x.Waiting = false, cmp.Or(waiting[name], fmt.Sprintf("%s has no host %s", s.Owner, s.Host))
 	}
 	return out
+}
+
+// serviceOf is a service of a View as clients see it.
+func serviceOf(s *resolver.Service) api.Service {
+	x := api.Service{Name: s.Name, Type: s.Type, Proto: s.Proto, Port: s.Port, Owner: s.Owner, Host: s.Host, Instance: s.Instance(), Addrs: s.Addrs, Tags: s.Tags,
+		Meta: s.Meta, Priority: s.Priority, Weight: s.Weight, TTL: int(s.TTL / time.Second), State: string(s.Health.State), Output: s.Health.Output, Usable: s.Usable()}
+	if !s.Health.Since.IsZero() {
+		x.Since = &s.Health.Since
+	}
+	return x
 }

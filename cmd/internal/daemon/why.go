@@ -33,6 +33,9 @@ func (d *daemon) explain(asked string) api.Why {
 		h := hostOf(v, t.Host)
 		out.Host = &h
 	}
+	for _, s := range v.StoodFor(asked) {
+		out.Services = append(out.Services, serviceOf(s))
+	}
 	switch {
 	case t.Host == nil || t.Host.Node:
 	case t.Followed:
