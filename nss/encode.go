@@ -65,7 +65,7 @@ func (e *encoder) gather() error {
 			if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
 				return fmt.Errorf("host %s: address %q cannot be in a snapshot", h.Name, a)
 			}
-			if _, ok := e.addrs[a]; !ok {
+			if _, ok := e.addrs[a]; !ok && !slices.Contains(h.Shared, a) {
 				e.addrs[a] = int32(i)
 			}
 		}

@@ -28,6 +28,7 @@ type Host struct {
 	Name    string       // canonical: what reverse look-ups return, in lower case
 	Aliases []string     // every other name that finds the host, in lower case
 	Addrs   []netip.Addr // IPv4 addresses are given before IPv6 ones
+	Shared  []netip.Addr // those of Addrs that lead back to another host; of others that several have, to the first. A snapshot does not say
 }
 
 // Group is one group of hosts, a netgroup.

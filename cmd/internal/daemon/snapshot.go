@@ -13,6 +13,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"mesh.internal/mesh/cmd/internal/api"
+	"mesh.internal/mesh/cmd/internal/config"
 	"mesh.internal/mesh/nss"
 	"mesh.internal/mesh/resolver"
 )
@@ -36,8 +37,10 @@ func (d *daemon) writeSnapshots(changed <-chan struct{}) func(context.Context) e
 	return func(ctx context.Context) error {
 		kept := filepath.Join(d.opts.Paths.State, "hosts.db")
 		if _, err := os.Stat(d.opts.Paths.Snapshot()); err != nil { // after a boot: the names of before, until the first View
-			if s, err := nss.ReadFile(kept); err == nil {
-				nss.WriteFile(d.opts.Paths.Snapshot(), s)
+			if b, err := os.ReadFile(kept); err == nil {
+				if _, err := nss.Decode(b); err == nil {
+					config.WriteFile(d.opts.Paths.Snapshot(), b, 0o644)
+				}
 			}
 		}
 		Pace(ctx, changed, d.names.Changed, func() {
@@ -103,32 +106,15 @@ func (d *daemon) write(path string) {
 // Set is a View as a snapshot's content. hidden names get no short form.
 func Set(v *resolver.View, hidden map[string]bool) nss.Set {
 	s := nss.Set{Created: v.Built, Revision: v.Revision}
-	for i := range v.Hosts() {
-		h := &v.Hosts()[i]
+	for h := range v.All() {
 		forms := v.Forms(h, hidden)
-		s.Hosts = append(s.Hosts, nss.Host{Name: forms[0], Aliases: forms[1:], Addrs: h.Addrs})
-	}
-	// An address leads back to the first host that has it: let that be the View's choice.
-	first := make([]nss.Host, 0, len(s.Hosts))
-	var rest []nss.Host
-	for i, h := range s.Hosts {
-		canonical := true
-		for _, a := range h.Addrs {
-			if r, ok := v.Reverse(a); ok && r.Name != v.Hosts()[i].Name {
-				canonical = false
+		x := nss.Host{Name: forms[0], Aliases: forms[1:], Addrs: h.Addrs}
+		for _, a := range h.Addrs { // an address leads back to the host of the View's choice
+			if r, _ := v.Reverse(a); r != h {
+				x.Shared = append(x.Shared, a)
 			}
 		}
-		if canonical {
-			first = append(first, h)
-		} else {
-			rest = append(rest, h)
-		}
-	}
-	s.Hosts = append(first, rest...)
-	for _, h := range v.ServiceHosts() {
-		if forms := v.Forms(h, hidden); len(forms) > 0 {
-			s.Hosts = append(s.Hosts, nss.Host{Name: forms[0], Aliases: forms[1:], Addrs: h.Addrs})
-		}
+		s.Hosts = append(s.Hosts, x)
 	}
 	for _, g := range v.Groups() {
 		x := nss.Group{Name: g.Name}
