@@ -11,7 +11,8 @@ import (
 	"mesh.internal/mesh/cmd/internal/api"
 )
 
-// Zone files are as RFC 1035 section 5 has them. They say what the DNS server of each node says (resolver/dnsd).
+// Zone files are as RFC 1035 section 5 has them. They have the addresses that the DNS server of each node answers with
+// (resolver/dnsd), and their reverse names. What it says beside that (SRV, TXT, browsing) a zone transfer has.
 
 // mostServers bounds the nodes that are named as servers of a zone.
 const mostServers = 8
