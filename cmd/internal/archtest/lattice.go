@@ -23,6 +23,7 @@ libnss_mesh/...: nss/... libnss_mesh/... | tests and measures the module
 resolver/store: -                        | a seam: what is behind it and before it must be replaceable
 resolver/store/etcd: resolver/store resolver/store/storetest(tests) | one store of several
 resolver/project: resolver resolver/store resolver/store/storetest(tests) | writes names for others and never takes them from there
+resolver/consul: resolver                | a door to the View, knows nothing of where names come from
 resolver/dnsd: resolver                  | a door to the View, knows nothing of where names come from
 resolver/health: -                       | runs what this node's administrator says and knows nothing else
 resolver: resolver/...                   | knows names and no packets

@@ -168,6 +168,7 @@ func Run(ctx context.Context, opts Options) error {
 		goRun(d.keepBackups)
 		goRun(d.serveTCP)
 		goRun(d.afterLoading(d.serveDNS)) // no name is denied that is on the disk
+		goRun(d.afterLoading(d.serveConsul))
 		goRun(d.afterLoading(d.serveAPI))
 		goRun(d.reload)
 		goRun(d.watchdog)
