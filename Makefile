@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd test-dns test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean
+.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd test-dns test-prometheus test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -86,6 +86,10 @@ test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resol
 test-dns: ## the DNS server asked by dig, kdig, drill and dnsperf, and a real BIND that carries its zones; needs root
 	@packaging/needs root go iproute2 bind9 bind9-dnsutils knot-dnsutils ldnsutils dnsperf
 	go test -count=1 -timeout 10m -v -run TestRealDNS ./cmd/meshd
+
+test-prometheus: ## a real Prometheus finds a service, and scrapes it while it is well; needs root
+	@packaging/needs root go iproute2 curl python3 prometheus
+	go test -count=1 -timeout 10m -v -run TestRealPrometheus ./cmd/meshd
 
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils
