@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd test-dns test-prometheus test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean
+.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd test-dns test-prometheus test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean demo-services
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,12 @@ demo-mesh: ## five hosts, three behind NATs: ssh and a copy outlive a move, a cu
 	@$(MAKE) --no-print-directory build
 	@$(GOBUILD) -o build/demo ./cmd/internal/demo
 	@build/demo -story mesh -record "$(RECORD)"
+
+demo-services: ## Apache with a Nagios check, killed and revived, found by NSS, DNS and DNS-SD; needs root; KEEP=1 and RECORD as in demo-mesh
+	@packaging/needs root go gcc libc6-dev binutils iproute2 iputils-ping bind9-dnsutils curl apache2-bin monitoring-plugins-basic
+	@$(MAKE) --no-print-directory build
+	@$(GOBUILD) -o build/demo ./cmd/internal/demo
+	@build/demo -story services -record "$(RECORD)"
 
 test: ## all tests; those that need root are skipped, with the reason, without it
 	@packaging/needs go gcc libc6-dev binutils

@@ -90,6 +90,12 @@ func TestExpectations(t *testing.T) {
 		{"NXDOMAIN", dns("NXDOMAIN"), dig("NXDOMAIN", "aa rd", "0", "1", digSOA), true},
 		{"no server", dns("NXDOMAIN"), result{out: ";; no servers could be reached\n", code: 9}, false},
 
+		{"a text and a status", prints(1, "HTTP CRITICAL"), result{out: "http  HTTP CRITICAL - no\n", code: 1}, true},
+		{"a text and another status", prints(0, "HTTP"), result{out: "HTTP", code: 1}, false},
+		{"no text", prints(0, "HTTP OK"), result{out: "HTTP\n"}, false},
+		{"a text alone", without("→", prints(0, "passing")), result{out: "passing\n"}, true},
+		{"a text with another", without("→", prints(0, "passing")), result{out: "passing → critical\n"}, false},
+
 		{"on the LAN", onLAN(bkero[0]), result{out: "bkero 10.11.0.2 through the tunnel\n 1  1.2 ms  direct 10.11.0.2:7655\n"}, true},
 		{"on the LAN by IPv6", onLAN(bkero[0]), result{out: " 1  1.2 ms  direct [fe80::1%eth0]:7655\n"}, true},
 		{"not on the LAN", onLAN(bkero[0]), result{out: "bkero 10.11.0.2 through the tunnel\n 1  1.2 ms  direct 198.18.2.2:7655\n"}, false},

@@ -2,12 +2,13 @@
 
 //go:build linux
 
-// Demo is the program behind make demo and make demo-mesh: it makes hosts and networks, and a mesh of the hosts with the
+// Demo is the program behind make demo, make demo-mesh and make demo-services: it makes hosts and networks, and a mesh of the hosts with the
 // commands a user would type, and shows that it does what it should in the unchanged programs of the system, also while
 // parts are dead. It shows each command with its output and says whether that was right.
 //
-// There are two stories. "names": three hosts whose names work in every program. "mesh": five hosts, three of them behind
-// NATs, and a login and a copy that go on while a laptop moves, a line breaks and a relay is killed.
+// There are three stories. "names": three hosts whose names work in every program. "mesh": five hosts, three of them behind
+// NATs, and a login and a copy that go on while a laptop moves, a line breaks and a relay is killed. "services": a web server on one of three
+// hosts, which is found by its service as long as a Nagios plugin finds it well.
 //
 // It takes the programs of the mesh from the folder it is in. The hosts are namespaces (package lab): nothing of the
 // machine is changed and nothing is left, unless KEEP=1 asks for the hosts to stay. Its last line is "N passed, N failed"
@@ -46,7 +47,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, serve(os.Args[2]))
 		os.Exit(1)
 	}
-	name := flag.String("story", "names", "show `STORY`: names or mesh")
+	name := flag.String("story", "names", "show `STORY`: names, mesh or services")
 	record := flag.String("record", "", "when all was right, write it to `FILE` too, as Markdown, and pictures beside it")
 	flag.Parse()
 	told, ok := stories[*name]

@@ -35,6 +35,8 @@ var stories = map[string]story{
 		"dig": "bind9-dnsutils", "curl": "curl", "getent": "libc-bin", "ip": "iproute2"}, tellNames},
 	"mesh": {"A mesh that finds its own way", "make demo-mesh", map[string]string{"ping": "iputils-ping", "ip": "iproute2",
 		"nft": "nftables", "ssh": "openssh-client", "scp": "openssh-client", "sshd": "openssh-server"}, tellJourney},
+	"services": {"Services that are found while they are well", "make demo-services", map[string]string{"ping": "iputils-ping", "ip": "iproute2",
+		"dig": "bind9-dnsutils", "curl": "curl", "getent": "libc-bin", "apache2": "apache2-bin", "/usr/lib/nagios/plugins/check_http": "monitoring-plugins-basic"}, tellServices},
 }
 
 // tell shows everything in its order.
