@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo demo-mesh test test-nss test-net test-store test-etcd test-dns test-prometheus test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean demo-services
+.PHONY: help build demo demo-mesh demo-services test test-nss test-net test-store test-etcd test-dns test-prometheus test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list

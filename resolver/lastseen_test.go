@@ -117,7 +117,7 @@ func TestStoreBeginsAnew(t *testing.T) {
 			t.Error("another keeps the name of one that is away")
 		}
 		stopB()
-		b, stopB = node(t, dir("b"), "spencer", st) // it is kept on disk too
+		b, _ = node(t, dir("b"), "spencer", st) // it is kept on disk too
 		<-time.After(24 * time.Hour)
 		wantAddr(t, b, "scanner", "10.11.0.78")
 		c, stopC = node(t, dir("c"), "bkero", st)

@@ -87,7 +87,7 @@ func TestServices(t *testing.T) {
 		settle()
 		wantStates(t, b, "http on bkero: offline, Büro on nas.bkero: offline")
 		wantAddr(t, b, "http", "")
-		a, stopA = start(t, dir("a"), "bkero", &st)
+		a, _ = start(t, dir("a"), "bkero", &st)
 		settle()
 		wantStates(t, b, "http on bkero: offline, Büro on nas.bkero: offline") // nobody has said yet what there should be
 		a.SetHealth(map[string]Health{"http": {State: Warning}})

@@ -81,7 +81,7 @@ func TestSystemdResolved(t *testing.T) {
 	// A restart of it changes nothing; one of meshd takes it away with the interface.
 	resolved.Signal(syscall.SIGTERM)
 	<-resolved.Done()
-	resolved = run(t, h, "/usr"+bin)
+	run(t, h, "/usr"+bin)
 	until(t, h, "systemd-resolved again", "mesh dns status", "systemd-resolved, set up")
 	says(t, h, asked, "10.11.0.1 spencer.mesh.internal.")
 	says(t, h, "mesh dns undo --auto && mesh dns undo && mesh dns status", "systemd-resolved forgets mesh0", "nothing to do", "not set up", "do not see")

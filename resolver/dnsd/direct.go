@@ -56,8 +56,8 @@ func (s *Server) direct(v *resolver.View, query, out []byte) []byte {
 		}
 	}
 	full := string(name)
-	rel, ok := strings.CutSuffix(full, v.Zone)
-	if rel, ok = strings.CutSuffix(rel, "."); !ok || rel == "" {
+	rel, ok := strings.CutSuffix(full, "."+v.Zone)
+	if !ok || rel == "" {
 		return nil
 	}
 	switch rel[strings.LastIndexByte(rel, '.')+1:] {

@@ -120,7 +120,7 @@ func (d *services) signal(name string) error {
 		return err
 	}
 	if _, ok := d.run(d.bkero, "Apache gets SIG"+name, succeeds, "kill", "-"+name, strconv.Itoa(pid)); !ok {
-		return fmt.Errorf("Apache did not get SIG%s", name)
+		return fmt.Errorf("no SIG%s reached Apache", name)
 	}
 	return nil
 }
