@@ -7,10 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"mesh.internal/mesh/resolver/health"
 )
 
 func TestSplitPort(t *testing.T) {
@@ -69,5 +72,37 @@ func TestServicesKept(t *testing.T) {
 	}
 	if got, errs := p.LoadServices(); len(errs) != 0 || !reflect.DeepEqual(got, list) {
 		t.Errorf("%+v %v, want %+v", got, errs, list)
+	}
+}
+
+// TestServicesManual demands that mesh.toml(5) has every key of services and checks, and that the examples are right.
+func TestServicesManual(t *testing.T) {
+	page, err := os.ReadFile("../../../packaging/man/mesh.toml.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(page), ".SH SERVICES\n")
+	if !ok {
+		t.Fatal("there is no section SERVICES")
+	}
+	for _, typ := range []reflect.Type{reflect.TypeFor[Service](), reflect.TypeFor[health.Check]()} {
+		for i := range typ.NumField() {
+			key, _, _ := strings.Cut(typ.Field(i).Tag.Get("toml"), ",")
+			said := regexp.MustCompile(`(?m)^\.TP\n\.BR? (?:\w+ ", " )*` + key + `\b`)
+			if key != "-" && key != "check" && !said.MatchString(section) {
+				t.Errorf("%s of %s is missing", key, typ)
+			}
+		}
+	}
+	_, example, _ := strings.Cut(section, ".EX\n")
+	example, _, _ = strings.Cut(example, ".EE\n")
+	file, err := os.ReadFile("../../../packaging/examples/http.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{example, string(file)} {
+		if list, err := ParseServices([]byte(text)); err != nil || len(list) == 0 {
+			t.Errorf("%d services, %v in\n%s", len(list), err, text)
+		}
 	}
 }
