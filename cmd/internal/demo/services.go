@@ -36,6 +36,7 @@ func tellServices(demo *demo) []part {
 		{"bkero and nibz join it", d.join},
 		{"bkero has a web server, and offers it", d.offer},
 		{"nibz finds it: by NSS, by DNS, and by looking round", d.find},
+		{"As programs for Consul ask: its HTTP API on nibz", d.consul},
 		{"One bad result changes nothing", d.flap},
 		{"The web server is killed", d.dies},
 		{"It is started again", d.revives},
@@ -113,6 +114,33 @@ func (d *services) find() error {
 	return nil
 }
 
+// consul has nibz answer Consul's HTTP API, and asks it.
+func (d *services) consul() error {
+	const toml = "/etc/mesh/mesh.toml"
+	const key = "consul = [\"127.0.0.1:8500\"]\n"
+	text, err := d.nibz.ReadFile(toml)
+	if err != nil {
+		return err
+	}
+	if err := d.nibz.WriteFile(toml, append([]byte(key), text...), 0o600); err != nil { // keys come before tables
+		return err
+	}
+	d.run(d.nibz, "mesh.toml has a new key", prints(0, strings.TrimSpace(key)), "grep", "consul =", toml)
+	if err := d.kill(d.nibz, d.nibz.daemon, "meshd", "TERM"); err != nil {
+		return err
+	}
+	if err := d.up(d.nibz, time.Now()); err != nil {
+		return err
+	}
+	d.until(d.nibz, "who offers http and is well", time.Now(), 20*time.Second, prints(0, `"Node":"bkero"`, `"Port":80`, `"passing"`), d.api()...)
+	return nil
+}
+
+// api is a question to Consul's HTTP API on nibz.
+func (d *services) api() []string {
+	return []string{"curl", "--silent", "--show-error", "--max-time", "5", "http://127.0.0.1:8500/v1/health/service/http?passing"}
+}
+
 // signal sends one to Apache.
 func (d *services) signal(name string) error {
 	pid, err := d.apache.PID()
@@ -156,6 +184,7 @@ func (d *services) dies() error {
 	d.until(d.nibz, "in DNS it is a name without an address: NODATA, not NXDOMAIN", begin, 15*time.Second, dns("NOERROR"), d.ask(web, "A", brief...)...)
 	d.run(d.nibz, "SRV likewise", dns("NOERROR"), d.ask("_http._tcp.mesh.internal", "SRV", brief...)...)
 	d.run(d.nibz, "a service that nobody offers is NXDOMAIN", dns("NXDOMAIN"), d.ask("ftp.mesh.internal", "A", brief...)...)
+	d.run(d.nibz, "by Consul's API there is none", nobodyOffers, d.api()...)
 	d.run(d.nibz, "people see why", prints(0, "http", "critical"), "mesh", "service", "ls")
 	return nil
 }
@@ -248,6 +277,14 @@ func prints(code int, texts ...string) expectation {
 		}
 		return nil
 	}
+}
+
+// nobodyOffers expects an empty list, as JSON.
+func nobodyOffers(r result) error {
+	if text := strings.TrimSpace(r.out); r.code != 0 || text != "[]" {
+		return fmt.Errorf("exit status %d and %q instead of an empty list", r.code, text)
+	}
+	return nil
 }
 
 // without expects what want does, and not this text.
