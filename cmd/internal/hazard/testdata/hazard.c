@@ -767,8 +767,39 @@ static void *cancelled(void *arg)
 	return arg;
 }
 
+// cancel_first cancels a look-up in the first moments after the module was loaded, each in a process of its own.
+static void cancel_first(void)
+{
+	for (int i = 0; i < 100; i++) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			struct addrinfo *found; // of "files": getaddrinfo has read nsswitch.conf, and the module is not loaded yet
+			if (lookup != resolve && getaddrinfo("localhost", NULL, NULL, &found) != 0)
+				_exit(3);
+			load();
+			pthread_t t;
+			if (pthread_create(&t, NULL, cancelled, NULL) != 0)
+				_exit(2);
+			usleep(i * 10);
+			pthread_cancel(t);
+			struct timespec until;
+			clock_gettime(CLOCK_REALTIME, &until);
+			until.tv_sec += 5;
+			if (pthread_timedjoin_np(t, NULL, &until) != 0)
+				_exit(1);
+			alarm(5); // a lock that the thread holds
+			_exit(!lookup());
+		}
+		int status = -1;
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
+			BAD("**hangs in its first moments: %d of 100 ended**", i);
+	}
+}
+
 static void test_cancel(int async)
 {
+	if (!async)
+		cancel_first();
 	if (lookup == resolve)
 		load(); // otherwise a thread that is cancelled may be the one that loads it
 	for (int i = 0; i < 500; i++) {
