@@ -17,7 +17,7 @@ import (
 func TestRealPrometheus(t *testing.T) {
 	prometheus, err := exec.LookPath("prometheus")
 	if err != nil {
-		t.Skip("there is no prometheus: make test-consul")
+		t.Skip("there is no prometheus: make test-prometheus")
 	}
 	l, router := internet(t)
 	bkero, public := attach(t, l, router, "bkero")

@@ -10,6 +10,7 @@ package consul
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,7 +32,7 @@ import (
 	"mesh.internal/mesh/resolver"
 )
 
-// Config is what a Server needs. All but Near and Report are required.
+// Config is what a Server needs. All but Near, Report and Problem are required.
 type Config struct {
 	Addrs   []netip.AddrPort
 	Self    string // this node
@@ -39,6 +40,7 @@ type Config struct {
 	Changed func() <-chan struct{}                  // closed when View has changed after the call
 	Near    func(node string) time.Duration         // round trip, negative if there is none measured; nil: none is
 	Report  func(check, state, output string) error // of a check of this node, for /v1/agent/check; nil: none are taken
+	Problem func(addr netip.AddrPort, err error)    // an address that cannot be had, while others can; nil: it is logged
 	Log     *slog.Logger
 }
 
@@ -53,6 +55,7 @@ const (
 	maxBody  = 64 << 10         // bytes of a report
 	waitMost = 10 * time.Minute // of a blocking query
 	wait     = 5 * time.Minute  // of one that says nothing else
+	ending   = time.Second      // for answers to those who wait when Run ends
 )
 
 // New returns a Server that does nothing yet.
@@ -91,30 +94,55 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// Run answers until ctx ends. It fails where an address cannot be had.
+// Run answers until ctx ends. It fails at once if no address can be had.
 func (s *Server) Run(ctx context.Context) error {
+	var all []net.Listener
+	var errs []error
+	for _, a := range s.cfg.Addrs {
+		l, err := net.Listen("tcp", a.String())
+		if err != nil {
+			err = fmt.Errorf("answering Consul's HTTP API: %w", err)
+			errs = append(errs, err)
+			if s.cfg.Problem != nil {
+				s.cfg.Problem(a, err)
+			} else {
+				s.cfg.Log.Warn("an address to answer Consul's HTTP API at cannot be had", "endpoint", a.String(), "err", err)
+			}
+			continue
+		}
+		all = append(all, l)
+	}
+	if len(all) == 0 {
+		return errors.Join(errs...)
+	}
+	return s.serve(ctx, all)
+}
+
+// serve answers at listeners, which it closes, until ctx ends. Those who wait then are answered.
+func (s *Server) serve(ctx context.Context, all []net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	srv := &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return ctx }}
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer srv.Close()
-	errs := make(chan error, len(s.cfg.Addrs))
-	for _, a := range s.cfg.Addrs {
-		l, err := net.Listen("tcp", a.String())
-		if err != nil {
-			return fmt.Errorf("answering Consul's HTTP API: %w", err)
-		}
-		wg.Go(func() { errs <- srv.Serve(netutil.LimitListener(l, maxConns)) })
+	failed := make(chan error, len(all))
+	for _, l := range all {
+		wg.Go(func() { failed <- srv.Serve(netutil.LimitListener(l, maxConns)) })
 	}
+	var err error
 	select {
 	case <-ctx.Done():
+	case err = <-failed:
+		err = fmt.Errorf("answering Consul's HTTP API: %w", err)
 		cancel()
-		return nil
-	case err := <-errs:
-		return fmt.Errorf("answering Consul's HTTP API: %w", err)
 	}
+	grace, done := context.WithTimeout(context.WithoutCancel(ctx), ending)
+	defer done()
+	if srv.Shutdown(grace) != nil {
+		srv.Close()
+	}
+	wg.Wait()
+	return err
 }
 
 // ServeHTTP implements http.Handler.
@@ -159,9 +187,12 @@ func (s *Server) blocking(f func(*resolver.View, *http.Request) (any, error)) ht
 		}
 		limit := wait
 		if t := q.Get("wait"); t != "" {
-			if limit, err = time.ParseDuration(t); err != nil || limit < 0 {
+			if limit, err = time.ParseDuration(t); err != nil {
 				http.Error(w, "Invalid wait time", http.StatusBadRequest)
 				return
+			}
+			if limit <= 0 { // as Consul has it
+				limit = wait
 			}
 		}
 		if dc := q.Get("dc"); dc != "" && dc != datacenter(s.cfg.View()) {
@@ -173,9 +204,7 @@ func (s *Server) blocking(f func(*resolver.View, *http.Request) (any, error)) ht
 			return
 		}
 		limit = min(limit, waitMost)
-		if limit > 0 {
-			limit += rand.N(limit/16 + 1)
-		}
+		limit += rand.N(limit/16 + 1)
 		end := time.NewTimer(limit)
 		defer end.Stop()
 		var before []byte
@@ -199,7 +228,8 @@ func (s *Server) blocking(f func(*resolver.View, *http.Request) (any, error)) ht
 			}
 			before = b
 			select {
-			case <-r.Context().Done():
+			case <-r.Context().Done(): // Run ends, or nobody is there to hear it
+				s.send(w, index, b)
 				return
 			case <-end.C:
 				s.send(w, index, b)
@@ -265,6 +295,6 @@ func near[T any](s *Server, r *http.Request, list []T, owner func(T) string) err
 		}
 		return time.Hour
 	}
-	slices.SortStableFunc(list, func(a, b T) int { return int(far(owner(a)) - far(owner(b))) })
+	slices.SortStableFunc(list, func(a, b T) int { return cmp.Compare(far(owner(a)), far(owner(b))) })
 	return nil
 }

@@ -3,13 +3,18 @@
 package consul
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -100,6 +105,13 @@ func TestAnswers(t *testing.T) {
 				t.Errorf("%s: %d is %s, want %s", path, i, g.Node, want[i])
 			}
 		}
+	}
+	// Farther than 32 bits hold in nanoseconds, and not known: make cross builds for such processors.
+	s.cfg.Near = func(node string) time.Duration {
+		return map[string]time.Duration{"bkero": 2200 * time.Millisecond, "nibz": time.Millisecond}[node]
+	}
+	if b := ask(s, "GET", "/v1/catalog/service/http?near=_agent").Body.String(); strings.Index(b, `"Node":"nibz"`) > strings.Index(b, `"Node":"bkero"`) {
+		t.Errorf("what is 2.2 s away is before what is 1 ms away: %s", b)
 	}
 	for path, code := range map[string]int{"/v1/kv/a": 404, "/v1/health/state/fine": 400, "/v1/catalog/nodes?index=x": 400, "/v1/catalog/nodes?wait=x": 400,
 		"/v1/catalog/nodes?filter=x": 400, "/v1/catalog/nodes?dc=other": 500, "/v1/catalog/nodes?near=nibz": 400} {
@@ -205,24 +217,108 @@ func TestBlocking(t *testing.T) {
 		if w := <-done; w.Code != 200 || time.Since(begin) < 10*time.Second || time.Since(begin) > 11*time.Second {
 			t.Errorf("after %s: %d", time.Since(begin), w.Code)
 		}
+		wait("/v1/health/service/http?index=9&wait=0s") // as if it said nothing: who asks so in a loop must not spin
+		begin = time.Now()
+		if w := <-done; w.Code != 200 || time.Since(begin) < 5*time.Minute {
+			t.Errorf("wait=0s: after %s: %d", time.Since(begin), w.Code)
+		}
 	})
 }
 
+// TestEnd is clients that wait while Run ends: they get what there is, not an empty answer, which a script would take for no
+// services.
+func TestEnd(t *testing.T) {
+	const clients = 50
+	asked := make(chan struct{}, clients)
+	s := server(view(resolver.Passing, 7))
+	s.cfg.Changed = func() <-chan struct{} { asked <- struct{}{}; return nil }
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + l.Addr().String() + "/v1/catalog/services?index=7"
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.serve(ctx, []net.Listener{l}) }()
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+			r, err := c.Get(url)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer r.Body.Close()
+			b, err := io.ReadAll(r.Body)
+			if want := `{"http":["blog"],"ipp":[]}`; err != nil || strings.TrimSpace(string(b)) != want || r.Header.Get("X-Consul-Index") != "7" {
+				t.Errorf("%s %q (%v), want %s", r.Status, b, err, want)
+			}
+		})
+	}
+	for range clients {
+		<-asked
+	}
+	cancel()
+	wg.Wait()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPortInUse is an address that cannot be had: the others are answered at.
+func TestPortInUse(t *testing.T) {
+	used, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer used.Close()
+	inUse := used.Addr().(*net.TCPAddr).AddrPort()
+	s := server(view(resolver.Passing, 7))
+	var missing []netip.AddrPort
+	s.cfg.Problem = func(a netip.AddrPort, _ error) { missing = append(missing, a) }
+	s.cfg.Addrs = []netip.AddrPort{inUse, netip.MustParseAddrPort("127.0.0.1:0")}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Run(ctx); err != nil || !slices.Equal(missing, s.cfg.Addrs[:1]) {
+		t.Errorf("one of two: %v, missing %v", err, missing)
+	}
+	s.cfg.Addrs = s.cfg.Addrs[:1]
+	if err := s.Run(ctx); err == nil {
+		t.Error("none can be had, and Run says nothing")
+	}
+}
+
+// FuzzRequest: whatever is asked or reported, the answer is JSON with an index, or an error's status.
 func FuzzRequest(f *testing.F) {
 	s := server(view(resolver.Passing, 7))
-	for _, p := range []string{"/v1/catalog/nodes", "/v1/health/service/http?passing&near=_agent&index=3&wait=1ms", "/v1/health/state/any", "/v1/catalog/node/printer?node-meta=a:b"} {
-		f.Add(p)
+	s.cfg.Report = func(check, _, _ string) error {
+		if check != "http" {
+			return errors.New("there is none")
+		}
+		return nil
 	}
-	f.Fuzz(func(t *testing.T, path string) {
-		r, err := http.NewRequest("GET", "http://localhost/"+strings.TrimPrefix(path, "/"), nil)
-		if err != nil || r.URL.Query().Get("index") == "7" {
-			return // no request, or one that waits
+	for _, p := range []string{"/v1/catalog/nodes", "/v1/health/service/http?passing&near=_agent&index=3&wait=1ms", "/v1/health/state/any?index=07", "/v1/catalog/node/printer?node-meta=a:b"} {
+		f.Add(false, p, "")
+	}
+	f.Add(true, "/v1/agent/check/update/service:http", `{"Status":"warning","Output":"slow"}`)
+	f.Add(true, "/v1/agent/check/fail/http?note=%00", "")
+	gone, cancel := context.WithCancel(context.Background()) // so that nobody waits
+	cancel()
+	f.Fuzz(func(t *testing.T, put bool, path, body string) {
+		method := "GET"
+		if put {
+			method = "PUT"
+		}
+		r, err := http.NewRequestWithContext(gone, method, "http://localhost/"+strings.TrimPrefix(path, "/"), strings.NewReader(body))
+		if err != nil {
+			return
 		}
 		r.RemoteAddr = "127.0.0.1:1"
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, r)
-		if w.Code == 200 && !json.Valid(w.Body.Bytes()) {
-			t.Errorf("%s: %s", path, w.Body)
+		if w.Code == 200 && !put && (!json.Valid(w.Body.Bytes()) || w.Header().Get("X-Consul-Index") != "7") {
+			t.Errorf("%s: %v %s", path, w.Header(), w.Body)
 		}
 	})
 }

@@ -4,6 +4,8 @@ package daemon
 
 import (
 	"context"
+	"net/netip"
+	"strings"
 
 	"mesh.internal/mesh/resolver/consul"
 	"mesh.internal/mesh/resolver/health"
@@ -21,6 +23,11 @@ func (d *daemon) serveConsul(ctx context.Context) error {
 		cfg.Report = func(check, state, output string) error {
 			return d.offers.checks.Report(check, health.State(state), output)
 		}
+	}
+	var missing []string
+	cfg.Problem = func(_ netip.AddrPort, err error) { // comes from Run, one after the other
+		missing = append(missing, err.Error())
+		d.warn("consul", strings.Join(missing, "; "))
 	}
 	if err := consul.New(cfg).Run(ctx); err != nil && ctx.Err() == nil {
 		d.warn("consul", err.Error())
