@@ -146,7 +146,7 @@ func lastAddr(p netip.Prefix) netip.Addr {
 }
 
 // Forms are the names that programs may use for a host: the canonical one first (the full form of its name, which
-// reverse look-ups return too), then its short name and its aliases in both forms. hidden are names, lower case, that
+// reverse look-ups return too), then its short name and its other names in both forms. hidden are names, lower case, that
 // this machine gives a meaning of its own (/etc/hosts); they are left out.
 func (v *View) Forms(h *Host, hidden map[string]bool) []string {
 	out := []string{h.Name + "." + v.Zone}
@@ -158,7 +158,7 @@ func (v *View) Forms(h *Host, hidden map[string]bool) []string {
 	if shortFormSafe(h.Name) {
 		add(h.Name)
 	}
-	for _, a := range h.Aliases {
+	for _, a := range h.Others() {
 		add(a + "." + v.Zone)
 		if shortFormSafe(a) {
 			add(a)

@@ -25,6 +25,14 @@ type Host struct {
 	Service bool              `json:"-"`              // stands for all who offer one: nobody owns it, and no address leads back to it
 }
 
+// Others are the names beside Name by which a host is found, relative to the zone: its aliases, and a node's in Consul's tree.
+func (h *Host) Others() []string {
+	if h.Node {
+		return append([]string{h.Name + nodeTree}, h.Aliases...)
+	}
+	return h.Aliases
+}
+
 // Conflict is a host, an alias of one, or a group ("@name") that did not enter the View, and why.
 type Conflict struct {
 	Name   string `json:"name"`
@@ -127,6 +135,7 @@ func Build(p Parts) *View {
 			nodeAddr[a] = n.Name
 		}
 		v.hosts = append(v.hosts, Host{Name: n.Name, Owner: n.Name, Node: true, Addrs: n.Addrs})
+		v.empty[nodeTree[1:]] = true
 	}
 	statics := slices.Clone(p.Hosts)
 	slices.SortFunc(statics, func(a, b Static) int {
@@ -233,6 +242,9 @@ func (v *View) Hosts() []Host { return v.hosts }
 // to one. Lookup finds one by its own name only.
 func (v *View) Wildcards() []*Host { return v.wild }
 
+// nodeTree is where Consul's users find nodes: "bkero.node.mesh.internal".
+const nodeTree = ".node"
+
 // Lookup finds a name: short ("bkero") or full ("bkero.mesh.internal"), in any case, with or without a final dot. known
 // with no host means that the name exists but has no addresses of its own: the zone itself, or a name between others.
 func (v *View) Lookup(name string) (h *Host, known bool) {
@@ -243,6 +255,9 @@ func (v *View) Lookup(name string) (h *Host, known bool) {
 	name = strings.TrimSuffix(name, "."+v.Zone)
 	if h := v.byName[name]; h != nil {
 		return h, true
+	}
+	if n, ok := strings.CutSuffix(name, nodeTree); ok && v.byName[n] != nil && v.byName[n].Node {
+		return v.byName[n], true
 	}
 	return nil, v.empty[name]
 }

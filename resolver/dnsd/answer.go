@@ -214,11 +214,8 @@ func (a *answer) inZone(full string, rel []string) (known bool) {
 		a.addrs(a.name, servers(a.v))
 		return true
 	case last == "node" && n <= 2:
-		if n == 1 {
-			return len(a.v.Hosts()) > 0
-		}
-		h := a.v.Host(strings.TrimSuffix(full, ".node."+a.v.Zone) + "." + a.v.Zone)
-		if known = h != nil && h.Node; known {
+		h, known := a.v.Lookup(full)
+		if h != nil {
 			a.data(a.name, h)
 		}
 		return known

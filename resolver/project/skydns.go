@@ -94,7 +94,7 @@ func (s SkyDNS) forward(v *resolver.View) map[string]string {
 		}
 	}
 	for h := range v.All() {
-		for _, n := range append([]string{h.Name}, h.Aliases...) {
+		for _, n := range append([]string{h.Name}, h.Others()...) {
 			addrs(reversed(n), n, h.Addrs)
 		}
 	}

@@ -70,7 +70,7 @@ func TestAllDoorsAgree(t *testing.T) {
 		v := c.view()
 		now.Store(v)
 		doors := map[string]map[string]string{"hosts text": hostsText(t, v), "zone file": zoneFile(t, v), "etcd, as CoreDNS reads it": skyDNS(t, v, prefixes)}
-		names := map[string]bool{"nobody." + zone: true, "service." + zone: true}
+		names := map[string]bool{"nobody." + zone: true, "service." + zone: true, "node." + zone: true, "nobody.node." + zone: true}
 		for _, d := range doors {
 			for n := range d {
 				names[n] = true

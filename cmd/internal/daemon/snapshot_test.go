@@ -31,7 +31,7 @@ func TestGroupsInSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	// No short form that /etc/hosts has, or that looks like a name of the world.
-	want := []string{"bkero.mesh.internal", "bkero", "google.com.mesh.internal", "printer.mesh.internal", "laser.mesh.internal", "laser"}
+	want := []string{"bkero.mesh.internal", "bkero", "bkero.node.mesh.internal", "bkero.node", "google.com.mesh.internal", "printer.mesh.internal", "laser.mesh.internal", "laser"}
 	for name, want := range map[string][]string{"friends": want, "all": want, "nobody": nil} {
 		g, ok, err := nss.LookupGroup(path, name)
 		if !ok || err != nil || !slices.Equal(g.Members, want) {

@@ -36,6 +36,9 @@ func zone(w io.Writer, m Mesh) error {
 	}
 	for _, h := range m.Hosts.Hosts {
 		addrRecords(&b, h.Name, h)
+		if h.Node {
+			addrRecords(&b, h.Name+".node", h)
+		}
 		for _, a := range h.Aliases {
 			addrRecords(&b, a, h)
 		}
