@@ -91,7 +91,7 @@ func TestSystemdResolved(t *testing.T) {
 	says(t, h, "mesh dns status", "there is no interface mesh0: start meshd")
 	up(t, h)
 	says(t, h, "mesh dns status", "way systemd-resolved, not set up")
-	says(t, h, "echo 'dns_setup = \"off\"' >>/etc/mesh/mesh.toml; sed -i '/^dns_setup = \"auto\"/d' /etc/mesh/mesh.toml; mesh dns setup --auto && mesh dns status", "not set up")
+	says(t, h, "sed -i 's/^dns_setup = .*/dns_setup = \"off\"/' /etc/mesh/mesh.toml && grep ^dns_setup /etc/mesh/mesh.toml && mesh dns setup --auto && mesh dns status", `dns_setup = "off"`, "not set up")
 }
 
 // TestDnsmasq sets up the real one, which reads a file when it is started.
