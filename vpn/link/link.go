@@ -305,7 +305,9 @@ func (p *Peer) Needed(now time.Time) {
 // then, have it looked at now and then, so that its grant is known, and pinged, so that it knows where this node is.
 func (p *Peer) carries(now time.Time, data bool) {
 	if data {
-		p.lastSend.Store(now.UnixNano())
+		if was := time.Unix(0, p.lastSend.Swap(now.UnixNano())); now.Sub(was) > beatEvery/2 {
+			p.wake()
+		}
 		return
 	}
 	was := p.carried.Swap(now.UnixNano())

@@ -245,6 +245,41 @@ func TestPathCalm(t *testing.T) {
 	}
 }
 
+// A word now and then, as to the store, is not a conversation: the way in use is watched, and others are left alone.
+func TestPathNowAndThen(t *testing.T) {
+	alive := map[netip.AddrPort]time.Duration{}
+	var addrs []netip.AddrPort
+	for i := range 4 {
+		a := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 7655)
+		addrs, alive[a] = append(addrs, a), 10*time.Millisecond
+	}
+	tr := newTrip(t, addrs...)
+	tr.p.keep = true
+	tr.p.lastSend = tr.now
+	tr.run(10*time.Second, alive)
+	pings := 0
+	for range 60 {
+		for _, after := range []time.Duration{10 * time.Millisecond, 9990 * time.Millisecond} { // a question, and to acknowledge the answer
+			tr.p.lastSend = tr.now
+			pings += tr.run(after, alive)
+		}
+	}
+	if pings > 60*3 {
+		t.Errorf("%d pings in ten minutes in which something was sent 60 times", pings)
+	}
+	for range 100 {
+		tr.p.lastSend = tr.now
+		pings += tr.run(100*time.Millisecond, alive)
+	}
+	delete(alive, tr.best())
+	dead := tr.best()
+	tr.p.lastSend = tr.now
+	tr.run(700*time.Millisecond, alive)
+	if tr.best() == dead {
+		t.Error("the last thing that was sent was not watched")
+	}
+}
+
 // A peer that does not answer any more costs little time, whatever was going on.
 func TestPathSilent(t *testing.T) {
 	tr := newTrip(t, addrA)

@@ -31,10 +31,12 @@ type path struct {
 	carried   time.Time  // see Peer.carries
 	lastHeard time.Time  // an authentic packet of the peer came in
 	nextPing  time.Time  // all that can be are pinged then, not before
-	nextBeat  time.Time
-	round     int    // pings sent to all since the last change for the better
-	run       uint32 // of the peer, as it said last; 0: not known
-	reason    string // of the last choice
+	beat      time.Time  // when the way in use was last pinged
+	beats     int        // how often because something was sent
+	searched  int        // of these when all were last pinged
+	round     int        // pings sent to all since the last change for the better
+	run       uint32     // of the peer, as it said last; 0: not known
+	reason    string     // of the last choice
 	forgiven  time.Time
 	open      time.Time // until then it may change at once: who answers first need not be the best
 }
@@ -60,7 +62,7 @@ type candidate struct {
 	ask       int           // the size whose measurement goes on; 0: none
 	asked     int           // how often
 	askedAt   time.Time
-	checked   time.Time // when mtu was known to pass
+	checked   int       // path.beats when mtu was known to pass
 	raised    time.Time // when more was tried
 }
 
@@ -73,8 +75,7 @@ type ping struct {
 
 // Time constants of a path.
 const (
-	beatEvery     = 300 * time.Millisecond // while something is sent
-	beatActive    = time.Second            // after the last thing that was sent
+	beatEvery     = 300 * time.Millisecond // if something was sent since
 	answersIn     = 80 * time.Millisecond  // and one and a half round trips
 	againEvery    = 100 * time.Millisecond // when the way in use has become suspect
 	probeEvery    = 400 * time.Millisecond
@@ -82,9 +83,9 @@ const (
 	probeIdle     = 5 * time.Second  // the same for a neighbour to whom nothing is to be sent, doubling up to
 	probeRarely   = 80 * time.Second // this
 	probeFast     = 10
-	searchEvery   = 10 * time.Second // for something better, while what is in use is good
-	goneAfter     = 3                // answers missed in a row
-	pingsOut      = 4                // so that a round trip of pingsOut*probeEvery can be measured
+	searchBeats   = 30 // then all are asked for something better: a word now and then is not worth it
+	goneAfter     = 3  // answers missed in a row
+	pingsOut      = 4  // so that a round trip of pingsOut*probeEvery can be measured
 	demandLasts   = 10 * time.Second
 	keepEvery     = 20 * time.Second
 	seenLasts     = 3 * time.Minute
@@ -92,7 +93,7 @@ const (
 	maxRTT        = 2 * time.Second // an answer that took longer tells of this machine, not of the path
 	maxDirect     = 16
 	maxVia        = 6
-	mtuEvery      = 2 * time.Second // while something is sent: do large packets still pass?
+	mtuBeats      = 7               // beats: do large packets still pass?
 	mtuRaise      = 5 * time.Minute // do larger ones pass now?
 	distrustLasts = time.Minute     // after a failure
 	betterEvery   = time.Second     // a way that works is left only for one that has been better
@@ -247,27 +248,37 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 	if !demand && !p.keep && now.Sub(p.carried) > 2*keepEvery {
 		return nil, next
 	}
+	beat := p.best != nil && demand && p.lastSend.After(p.beat) && !now.Before(p.beat.Add(beatEvery))
+	if beat {
+		p.beats++
+	}
+	all := p.beats-p.searched >= searchBeats
 	if !now.Before(p.nextPing) {
-		for _, c := range p.cands {
-			if demand || suspect || p.best == nil || !p.best.way.udp() || c == p.best { // of a neighbour at rest only what is in use
-				outs = append(outs, p.ping(c, now))
-			}
-		}
 		every := p.every(demand, suspect)
-		p.round++
 		p.nextPing = now.Add(every - every/8 + rand.N(every/4))
-		p.nextBeat = now.Add(beatEvery)
+		switch {
+		case p.best == nil, suspect, p.round == 0 && demand:
+			all = true
+		case !p.best.way.udp():
+			all = all || !demand || p.round < 5*probeFast || p.beats > p.searched
+		}
+		beat = p.best != nil
+		p.round++
+	}
+	switch {
+	case all:
+		outs = p.pingAll(now, false)
+		p.beat, p.searched = now, p.beats
+	case beat:
+		outs = append(outs, p.ping(p.best, now))
+		p.beat = now
 	}
 	next = p.nextPing
 	if p.best == nil {
 		return outs, next
 	}
-	if demand && now.Sub(p.lastSend) < beatActive {
-		if !now.Before(p.nextBeat) {
-			outs = append(outs, p.ping(p.best, now))
-			p.nextBeat = now.Add(beatEvery)
-		}
-		next = sooner(next, p.nextBeat)
+	if due := p.beat.Add(beatEvery); demand && due.After(now) {
+		next = sooner(next, due) // something may be sent until then
 	}
 	for _, c := range p.cands {
 		if !c.waiting.IsZero() && (c == p.best || suspect) {
@@ -281,7 +292,7 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 	return outs, next
 }
 
-// every says how long to wait until all are pinged again.
+// every says how long to wait until something is pinged though nothing is sent, or better ways are looked for.
 func (p *path) every(demand, suspect bool) time.Duration {
 	fast := p.round < probeFast
 	switch {
@@ -289,10 +300,8 @@ func (p *path) every(demand, suspect bool) time.Duration {
 		return againEvery
 	case demand && p.asking && p.round < 4*probeFast:
 		return probeEvery
-	case p.best != nil && !suspect && !demand:
+	case p.best != nil && !suspect && (!demand || p.best.way.udp()):
 		return keepEvery
-	case p.best != nil && !suspect && p.best.way.udp():
-		return searchEvery
 	case fast:
 		return probeEvery
 	case demand && (p.best == nil || suspect):
@@ -354,7 +363,7 @@ func (p *path) measure(now time.Time) []out {
 		switch {
 		case c.mtu == 0 || c.mtu < want && now.Sub(c.raised) > mtuRaise:
 			c.ask, c.raised = want, now
-		case now.Sub(c.checked) > mtuEvery && now.Sub(p.lastSend) < beatActive:
+		case p.beats-c.checked >= mtuBeats:
 			c.ask = c.mtu
 		default:
 			return nil
@@ -369,7 +378,7 @@ func (p *path) measure(now time.Time) []out {
 		i := slices.IndexFunc(mtuSteps, func(s int) bool { return s < c.ask })
 		if i < 0 {
 			c.ask = 0 // not even the least that IP promises: it is not the size
-			c.checked = now
+			c.checked = p.beats
 			return nil
 		}
 		c.ask = mtuSteps[i]
@@ -424,7 +433,7 @@ func (p *path) handle(f probe, from Way, now time.Time) (outs []out, wants, anew
 		p.answer(c, now.Sub(q.at), now)
 		c.mapped = f.seen
 		if q.size > 0 && q.size == c.ask {
-			c.mtu, c.ask, c.checked = q.size, 0, now
+			c.mtu, c.ask, c.checked = q.size, 0, p.beats
 		}
 		p.heard(now)
 		wants, anew = f.want, p.run != 0 && p.run != f.run
@@ -517,7 +526,7 @@ func (p *path) late(now time.Time) {
 			c.waiting = now
 		}
 	}
-	p.nextBeat = now
+	p.beat = now.Add(-beatEvery)
 }
 
 // dead reports whether the way in use does not answer, and no other does.
