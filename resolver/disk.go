@@ -63,7 +63,7 @@ func (r *Resolver) loadDisk() {
 	for key, since := range c.LastSeen {
 		r.lastSeen[key] = since
 	}
-	r.rev = c.Revision
+	r.rev, r.stale = c.Revision, nil
 	r.mu.Unlock()
 	if r.cfg.LearnNode != nil {
 		for _, rec := range records {

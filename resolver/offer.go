@@ -78,6 +78,7 @@ func (r *Resolver) WaitingServices() map[string]string {
 func (r *Resolver) SetHealth(health map[string]Health) {
 	r.mu.Lock()
 	r.own.health = health
+	r.renew(store.HealthKey(r.cfg.Signer.Name()))
 	r.mu.Unlock()
 	poke(r.untold)
 	poke(r.dirty)

@@ -45,8 +45,9 @@ const (
 
 // Resolver keeps the View. Its methods are safe for concurrent use.
 type Resolver struct {
-	cfg  Config
-	view atomic.Pointer[View]
+	cfg     Config
+	view    atomic.Pointer[View]
+	builder *builder // Run's alone
 
 	built   chan struct{} // closed by Run when there is a View of what the disk has
 	loaded  chan struct{} // closed by Run when the disk has been read: until then own is not to be changed
@@ -56,6 +57,7 @@ type Resolver struct {
 	changed  chan struct{}
 	nodes    map[string]Node
 	values   map[string]*value // by key
+	stale    map[string]bool   // keys of which the View may not have what values say; nil: all, and nodes
 	seqs     map[string]uint64 // highest sequence ever seen of a key, also after its deletion
 	rev      int64
 	lastSeen map[string]time.Time // keys of values that the store lacks since it began anew
@@ -155,6 +157,9 @@ func (r *Resolver) SetNodes(nodes []Node) {
 	for _, n := range nodes {
 		now[n.Name] = n
 	}
+	if maps.EqualFunc(now, r.nodes, func(a, b Node) bool { return a.Key == b.Key && slices.Equal(a.Addrs, b.Addrs) }) {
+		return
+	}
 	for key, v := range r.values {
 		o := v.val.Owner
 		if (errors.Is(v.err, store.ErrUnknownOwner) || errors.Is(v.err, store.ErrEvicted)) && now[o].Name != "" || now[o].Key != r.nodes[o].Key {
@@ -166,7 +171,7 @@ func (r *Resolver) SetNodes(nodes []Node) {
 			}
 		}
 	}
-	r.nodes = now
+	r.nodes, r.stale = now, nil
 	poke(r.dirty)
 }
 
@@ -273,6 +278,7 @@ func (r *Resolver) replace(kvs []store.KV, rev int64) {
 	for key := range r.values {
 		if _, kept := r.lastSeen[key]; !seen[key] && !kept {
 			delete(r.values, key)
+			r.renew(key)
 		}
 	}
 	r.followed = true
@@ -293,6 +299,7 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		if strings.HasPrefix(c.Key, store.LockPrefix) {
 			continue
 		}
+		r.renew(c.Key)
 		old, self := r.values[c.Key], r.cfg.Signer.Name()
 		if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
 			poke(r.behind) // somebody, perhaps another than us, has changed what is ours, or a claim that was
@@ -368,25 +375,68 @@ func (r *Resolver) check(key string, v *value) {
 	}
 }
 
-// published puts the accepted hosts, groups and services into the parts of a View. r.mu is held.
-func (r *Resolver) published(p *Parts) {
-	for key, v := range r.values {
-		if v.err != nil {
-			continue
+// renew has the next View look at a key again. r.mu is held.
+func (r *Resolver) renew(key string) {
+	if r.stale != nil {
+		r.stale[key] = true
+	}
+}
+
+// show tells the builder what of a View goes by the value of a key. r.mu is held.
+func (r *Resolver) show(b *builder, key string) {
+	owner, rest, _ := strings.Cut(key, "/")
+	kind, name, _ := strings.Cut(rest, "/")
+	switch {
+	case owner == "_claims" && kind == "names":
+		for _, w := range slices.Clone(b.byName[name]) {
+			r.show(b, w.key)
 		}
-		switch key {
-		case store.HostKey(v.val.Owner, v.val.Name):
-			if h, ok := r.static(key, v); ok {
-				p.Hosts = append(p.Hosts, h)
+		for key, s := range b.services {
+			if s.Type == name {
+				r.show(b, key)
 			}
-		case store.GroupKey(v.val.Owner, v.val.Name):
-			p.Groups = append(p.Groups, StaticGroup{groupOf(v.val), Standing{Created: r.created(key, v), Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
-		case store.ServiceKey(v.val.Owner, v.val.Name):
-			if v.val.Service != nil {
-				p.Services = append(p.Services, r.service(v.val))
+		}
+	case owner == "_claims" && kind == "groups":
+		for key, g := range b.groups {
+			if g.Name == name {
+				r.show(b, key)
 			}
+		}
+	case rest == "health":
+		for key, s := range b.services {
+			if s.Owner == owner {
+				r.show(b, key)
+			}
+		}
+	case kind == kindHosts:
+		if v := r.accepted(key); v != nil {
+			s, ok := r.static(key, v)
+			b.putHost(key, &s, ok)
+		} else {
+			b.putHost(key, nil, false)
+		}
+	case kind == kindGroups:
+		if v := r.accepted(key); v != nil {
+			b.putGroup(key, &StaticGroup{groupOf(v.val), Standing{Created: r.created(key, v), Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
+		} else {
+			b.putGroup(key, nil)
+		}
+	case kind == kindServices:
+		if v := r.accepted(key); v != nil && v.val.Service != nil {
+			s := r.service(v.val)
+			b.putService(key, &s)
+		} else {
+			b.putService(key, nil)
 		}
 	}
+}
+
+// accepted is the value of a key, nil for none that counts. r.mu is held.
+func (r *Resolver) accepted(key string) *value {
+	if v := r.values[key]; v != nil && v.err == nil {
+		return v
+	}
+	return nil
 }
 
 func hostOf(v store.Value) Host {
@@ -398,11 +448,22 @@ func groupOf(v store.Value) Group { return Group{Name: v.Name, Owner: v.Owner, M
 func (r *Resolver) build() {
 	r.mu.Lock()
 	r.forget(time.Now())
-	p := Parts{Zone: r.cfg.Zone, Prefixes: r.cfg.Prefixes, LastResort: r.cfg.LastResort, Nodes: slices.Collect(maps.Values(r.nodes)), Revision: r.rev}
-	r.published(&p)
+	if r.stale == nil {
+		r.builder = newBuilder(Parts{Zone: r.cfg.Zone, Prefixes: r.cfg.Prefixes, LastResort: r.cfg.LastResort, Nodes: slices.Collect(maps.Values(r.nodes))})
+		r.stale = make(map[string]bool, len(r.values))
+		for key := range r.values {
+			if owner, rest, _ := strings.Cut(key, "/"); owner != "_claims" && rest != "health" { // which say something of other values
+				r.stale[key] = true
+			}
+		}
+	}
+	for key := range r.stale {
+		r.show(r.builder, key)
+	}
+	r.stale = map[string]bool{}
+	rev := r.rev
 	r.mu.Unlock()
-	p.Built = time.Now()
-	r.view.Store(Build(p))
+	r.view.Store(r.builder.next(rev, time.Now()))
 	r.mu.Lock()
 	close(r.changed)
 	r.changed = make(chan struct{})
