@@ -76,7 +76,7 @@ func TestAllDoorsAgree(t *testing.T) {
 				names[n] = true
 			}
 		}
-		set := Set(v, nil)
+		set := new(Sets).Of(v, nil)
 		if err := nss.WriteFile(path, set); err != nil {
 			t.Fatal(err)
 		}
