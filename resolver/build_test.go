@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -194,6 +195,21 @@ var (
 		netip.MustParseAddr("10.11.0.2"), netip.MustParseAddr("10.99.0.1")}
 )
 
+// keeps is all that a Resolver keeps on disk, or has read from there and not looked at, but sequences.
+func keeps(r *Resolver, all bool) string {
+	var b strings.Builder
+	fmt.Fprintln(&b, r.rev)
+	for _, key := range slices.Sorted(maps.Keys(r.values)) {
+		if v := r.values[key]; all || v.keep() {
+			fmt.Fprintln(&b, key, string(v.kv.Value), v.kv.Created, v.kv.Modified)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.lastSeen)) {
+		fmt.Fprintln(&b, "last seen", key, r.lastSeen[key].UnixNano())
+	}
+	return b.String()
+}
+
 // evictable verifies by a set of members that changes.
 type evictable map[string]error
 
@@ -217,7 +233,8 @@ func walk(t *testing.T, choices []byte, saw map[string]int) {
 	}
 	name := func() string { return walkNames[pick(len(walkNames))] }
 	known := evictable{}
-	r := New(Config{Zone: "mesh.internal", Prefixes: prefixes, Signer: member("spencer"), Verifier: known, Log: slog.New(slog.DiscardHandler)})
+	cfg := Config{Zone: "mesh.internal", Prefixes: prefixes, Signer: member("spencer"), Verifier: known, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
+	r := New(cfg)
 	r.own = ownList{}.state()
 	rev, seq, builds := int64(0), uint64(0), 0
 	present := map[string]store.KV{}
@@ -332,6 +349,27 @@ func walk(t *testing.T, choices []byte, saw map[string]int) {
 			r.drop(slices.Min(slices.Collect(maps.Keys(r.lastSeen))))
 			r.mu.Unlock()
 		}
+		if pick(8) == 0 {
+			r.saveCache()
+			kept := New(cfg)
+			kept.loadDisk()
+			if got, want := keeps(kept, true), keeps(r, false); got != want {
+				t.Fatalf("the disk has\n%s\nwant\n%s", got, want)
+			}
+			for key, seq := range r.seqs {
+				if kept.seqs[key] < seq {
+					t.Fatalf("the disk has sequence %d of %s, want %d", kept.seqs[key], key, seq)
+				}
+			}
+			if size(r.logFile()) > 0 {
+				saw["logs"]++
+			}
+			if pick(3) == 0 { // it goes on with what the disk has
+				r.mu.Lock()
+				r.unkept = kept.unkept
+				r.mu.Unlock()
+			}
+		}
 		if pick(3) == 0 {
 			continue // one View for several changes
 		}
@@ -374,7 +412,7 @@ func TestViews(t *testing.T) {
 		}
 		walk(t, choices, saw)
 	}
-	for _, what := range []string{"views", "conflicts", "groups", "services", "last seen", "wildcards", "evicted", "given"} {
+	for _, what := range []string{"views", "conflicts", "groups", "services", "last seen", "wildcards", "evicted", "given", "logs"} {
 		if saw[what] < 100 {
 			t.Errorf("walks saw %d %s: they are held against too little", saw[what], what)
 		}
@@ -385,6 +423,24 @@ func TestViews(t *testing.T) {
 func FuzzViews(f *testing.F) {
 	f.Add([]byte("mesh"))
 	f.Fuzz(func(t *testing.T, choices []byte) { walk(t, choices[:min(len(choices), 4000)], map[string]int{}) })
+}
+
+// FuzzLog reads names.log, which may be anything after a crash.
+func FuzzLog(f *testing.F) {
+	f.Add([]byte("{\"revision\":3,\"keys\":[{\"key\":\"a/hosts/b\",\"value\":\"x\",\"seq\":1},{\"key\":\"c\"}]}\n{\"rev"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := New(Config{Zone: "mesh.internal", Prefixes: prefixes, Signer: member("spencer"), Verifier: everybody, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+		if err := os.WriteFile(r.logFile(), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.loadDisk()
+		r.build()
+		r.saveCache()
+		again := New(r.cfg)
+		if again.loadDisk(); keeps(again, true) != keeps(r, false) {
+			t.Fatalf("kept is\n%s\nwant\n%s", keeps(again, true), keeps(r, false))
+		}
+	})
 }
 
 // TestTable holds a table against a map, beyond the size from which on what it adds goes into its base.

@@ -53,7 +53,7 @@ func (r *Resolver) SetServices(ctx context.Context, services []Service) (landed 
 	r.own.complete[kindServices] = true
 	r.mu.Unlock()
 	poke(r.untold)
-	rev, err := r.reconcile(ctx)
+	rev, err := r.reconcile(ctx, "")
 	if err != nil {
 		poke(r.behind)
 		return false, nil // State tells what is waiting

@@ -25,7 +25,7 @@ type Config struct {
 	Prefixes []netip.Prefix // IPv4 first: addresses for new nodes come from it
 	Signer   store.Signer   // this node
 	Verifier store.Verifier // every member that SetNodes has named
-	StateDir string         // names.json and own.json live here
+	StateDir string         // names.json, names.log and own.json live here
 	Log      *slog.Logger
 
 	Store      store.Store               // nil: names come from SetNodes and the disk alone
@@ -58,6 +58,7 @@ type Resolver struct {
 	nodes    map[string]Node
 	values   map[string]*value // by key
 	stale    map[string]bool   // keys of which the View may not have what values say; nil: all, and nodes
+	unkept   map[string]bool   // keys of which the disk may not have what values say; nil: all
 	seqs     map[string]uint64 // highest sequence ever seen of a key, also after its deletion
 	rev      int64
 	lastSeen map[string]time.Time // keys of values that the store lacks since it began anew
@@ -164,6 +165,7 @@ func (r *Resolver) SetNodes(nodes []Node) {
 		o := v.val.Owner
 		if (errors.Is(v.err, store.ErrUnknownOwner) || errors.Is(v.err, store.ErrEvicted)) && now[o].Name != "" || now[o].Key != r.nodes[o].Key {
 			r.check(key, v)
+			r.renew(key)
 			if v.err != nil && v.refused != nil { // its owner has gone, and with it what stood against the later one
 				v = &value{kv: v.later}
 				r.check(key, v)
@@ -286,7 +288,9 @@ func (r *Resolver) replace(kvs []store.KV, rev int64) {
 	r.apply(rev, changes)
 	if anew {
 		r.mu.Lock()
-		r.seqs[store.NodeKey(r.cfg.Signer.Name())]++ // so that it is written anew, by which others know that we were here
+		self := store.NodeKey(r.cfg.Signer.Name())
+		r.seqs[self]++ // so that it is written anew, by which others know that we were here
+		r.renew(self)
 		r.mu.Unlock()
 	}
 }
@@ -299,13 +303,16 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		if strings.HasPrefix(c.Key, store.LockPrefix) {
 			continue
 		}
-		r.renew(c.Key)
 		old, self := r.values[c.Key], r.cfg.Signer.Name()
-		if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
-			poke(r.behind) // somebody, perhaps another than us, has changed what is ours, or a claim that was
-			poke(r.untold)
+		changed := func() {
+			if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
+				poke(r.behind) // somebody else, perhaps, has changed what is ours, or a claim that was
+				poke(r.untold)
+			}
 		}
 		if c.Deleted {
+			changed()
+			r.renew(c.Key)
 			delete(r.values, c.Key)
 			delete(r.lastSeen, c.Key)
 			continue
@@ -313,11 +320,18 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		_, before := r.lastSeen[c.Key] // then what we know is another store's
 		r.found(c.Key)
 		if old != nil && old.kv.Modified == c.Modified && string(old.kv.Value) == string(c.Value) {
+			if before || old.refused != nil {
+				r.renew(c.Key)
+			}
 			old.refused = nil
 			continue
 		}
+		r.renew(c.Key)
 		v := &value{kv: c.KV}
 		r.check(c.Key, v)
+		if !r.wanted(c.Key, v) {
+			changed()
+		}
 		if v.val.To == self {
 			poke(r.behind) // something is given to us
 		}
@@ -348,6 +362,18 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 	}
 }
 
+// wanted reports whether a value is ours and just what it should be. r.mu is held.
+func (r *Resolver) wanted(key string, v *value) bool {
+	owner, rest, _ := strings.Cut(key, "/")
+	w := r.own.values[rest]
+	if w == nil || v.err != nil || owner != r.cfg.Signer.Name() {
+		return false
+	}
+	want := w.Value
+	want.Owner = owner
+	return same(v.val, want)
+}
+
 // check verifies a value as one under key. r.mu is held.
 func (r *Resolver) check(key string, v *value) {
 	v.val, v.err = store.Open(key, v.kv.Value, r.cfg.Verifier)
@@ -375,10 +401,13 @@ func (r *Resolver) check(key string, v *value) {
 	}
 }
 
-// renew has the next View look at a key again. r.mu is held.
+// renew has the next View, and the disk, look at a key again. r.mu is held.
 func (r *Resolver) renew(key string) {
 	if r.stale != nil {
 		r.stale[key] = true
+	}
+	if r.unkept != nil {
+		r.unkept[key] = true
 	}
 }
 
@@ -486,4 +515,5 @@ func (r *Resolver) WaitRevision(ctx context.Context, rev int64) error {
 }
 
 func (r *Resolver) cacheFile() string { return filepath.Join(r.cfg.StateDir, "names.json") }
+func (r *Resolver) logFile() string   { return filepath.Join(r.cfg.StateDir, "names.log") }
 func (r *Resolver) ownFile() string   { return filepath.Join(r.cfg.StateDir, "own.json") }

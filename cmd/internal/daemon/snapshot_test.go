@@ -98,7 +98,9 @@ func TestSets(t *testing.T) {
 				t.Fatalf("after %d changes\n%+v, want\n%+v", i, got, want)
 			}
 			for _, h := range got.Hosts {
-				if slices.ContainsFunc(before, func(b nss.Host) bool { return b.Name == h.Name && len(b.Aliases) > 0 && len(h.Aliases) > 0 && &b.Aliases[0] == &h.Aliases[0] }) {
+				if slices.ContainsFunc(before, func(b nss.Host) bool {
+					return b.Name == h.Name && len(b.Aliases) > 0 && len(h.Aliases) > 0 && &b.Aliases[0] == &h.Aliases[0]
+				}) {
 					kept++
 				}
 			}
