@@ -3,10 +3,11 @@
 package nss
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net/netip"
+	"iter"
 	"slices"
 
 	"mesh.internal/mesh/nss/leaf"
@@ -15,7 +16,7 @@ import (
 // Encode makes a snapshot. Of several hosts with one name the first has it; an address leads back to the first host
 // that has it. It fails where a host or a group does not fit the format. It needs about 400 bytes for each name.
 func Encode(s Set) ([]byte, error) {
-	e := encoder{set: s, names: make(map[string]int32, 2*len(s.Hosts)), addrs: make(map[netip.Addr]int32, 2*len(s.Hosts))}
+	e := encoder{set: s}
 	if err := e.gather(); err != nil {
 		return nil, err
 	}
@@ -41,45 +42,40 @@ const (
 
 // encoder makes one snapshot.
 type encoder struct {
-	set   Set
-	names map[string]int32 // host by name
-	addrs map[netip.Addr]int32
+	set  Set
+	recs [][]byte // of hosts, with all their names
 
+	keys, addrs                      int // upper bounds, for several hosts may want one
 	hostBytes, groupBytes, copyBytes int
 	seed                             uint64
 }
 
-// gather finds out which host each name and each address leads to, and how much room the records take.
+// Prepare does once what Encode does with a host each time: whoever makes one snapshot after the other does most of the work
+// of a host that has not changed only once. Name, Aliases and Addrs must not be changed from then on. It fails where a host does not fit the format.
+func (h *Host) Prepare() (err error) {
+	h.rec, err = h.record(nil)
+	return err
+}
+
+// gather finds out how much room the records take.
 func (e *encoder) gather() error {
-	for i, h := range e.set.Hosts {
-		for j := range 1 + len(h.Aliases) {
-			n := h.name(j)
-			if err := checkName(n); err != nil {
+	e.recs = make([][]byte, len(e.set.Hosts))
+	for i := range e.set.Hosts {
+		h := &e.set.Hosts[i]
+		r := h.rec
+		if r == nil {
+			var err error
+			if r, err = h.record(nil); err != nil {
 				return err
 			}
-			if _, ok := e.names[n]; !ok {
-				e.names[n] = int32(i)
-			}
 		}
-		for _, a := range h.Addrs {
-			if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
-				return fmt.Errorf("host %s: address %q cannot be in a snapshot", h.Name, a)
-			}
-			if _, ok := e.addrs[a]; !ok && !slices.Contains(h.Shared, a) {
-				e.addrs[a] = int32(i)
-			}
-		}
-	}
-	var r []byte
-	for i, h := range e.set.Hosts {
-		r = e.appendHost(r[:0], i)
-		if n4, n6 := int(r[14]), int(r[15]); len(r) > leaf.MaxRecord || len(h.Addrs) > 2*MaxAddrs || n4 > MaxAddrs || n6 > MaxAddrs {
-			return fmt.Errorf("host %s has too many addresses (%d; at most %d of a family) or names (%d) for a record of %d bytes",
-				h.Name, len(h.Addrs), MaxAddrs, le.Uint16(r[12:]), leaf.MaxRecord)
-		}
+		e.recs[i] = r
+		names := int(le.Uint16(r[12:]))
+		e.keys += names
+		e.addrs += len(h.Addrs)
 		e.hostBytes += len(r)
 		if len(r) <= maxCopy {
-			e.copyBytes += len(r) * int(le.Uint16(r[12:]))
+			e.copyBytes += len(r) * names
 		}
 	}
 	seen := map[string]bool{}
@@ -95,32 +91,18 @@ func (e *encoder) gather() error {
 		seen[g.Name] = true
 		e.groupBytes += len(appendGroup(nil, g))
 	}
+	e.keys += len(e.set.Groups)
 	return nil
 }
 
-// name is the j-th of a host's names.
-func (h *Host) name(j int) string {
-	if j == 0 {
-		return h.Name
-	}
-	return h.Aliases[j-1]
-}
-
-// leads reports whether the j-th name of host i is one that a record lists: only names that lead there, and each once,
-// so that what a program is shown is what it would find. The canonical name is always listed.
-func (e *encoder) leads(i, j int) bool {
-	h := &e.set.Hosts[i]
-	n := h.name(j)
-	return j == 0 || e.names[n] == int32(i) && n != h.Name && !slices.Contains(h.Aliases[:j-1], n)
-}
-
-// appendHost appends the record of host i without its checksum.
-func (e *encoder) appendHost(b []byte, i int) []byte {
-	h := &e.set.Hosts[i]
-	start := len(b)
-	b = append(b, make([]byte, leaf.RecordHead)...)
-	var n4, n6, names int
+// record is a host's record without its checksum. dropped are aliases, by their places, that lead to another host.
+func (h *Host) record(dropped []int) ([]byte, error) {
+	b := make([]byte, leaf.RecordHead, 128)
+	var n4, n6 int
 	for _, a := range h.Addrs {
+		if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+			return nil, fmt.Errorf("host %s: address %q cannot be in a snapshot", h.Name, a)
+		}
 		if a.Is4() {
 			v4 := a.As4()
 			b = append(b, v4[:]...)
@@ -134,14 +116,105 @@ func (e *encoder) appendHost(b []byte, i int) []byte {
 			n6++
 		}
 	}
+	names := 0
 	for j := range 1 + len(h.Aliases) {
-		if e.leads(i, j) {
-			n := h.name(j)
-			b = append(append(b, byte(len(n))), n...)
-			names++
+		n := h.name(j)
+		if err := checkName(n); err != nil {
+			return nil, err
+		}
+		if j > 0 && (n == h.Name || slices.Contains(h.Aliases[:j-1], n) || slices.Contains(dropped, j)) {
+			continue
+		}
+		b = append(append(b, byte(len(n))), n...)
+		names++
+	}
+	b = endRecord(b, 0, names, n4, n6, leaf.RecordHost)
+	if len(b) > leaf.MaxRecord || n4 > MaxAddrs || n6 > MaxAddrs {
+		return nil, fmt.Errorf("host %s has too many addresses (%d; at most %d of a family) or names (%d) for a record of %d bytes",
+			h.Name, len(h.Addrs), MaxAddrs, names, leaf.MaxRecord)
+	}
+	return b, nil
+}
+
+// name is the j-th of a host's names.
+func (h *Host) name(j int) string {
+	if j == 0 {
+		return h.Name
+	}
+	return h.Aliases[j-1]
+}
+
+// namesOf yields the names in a host's record.
+func namesOf(r []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		at := leaf.RecordHead + 4*int(r[14]) + 16*int(r[15])
+		for range le.Uint16(r[12:]) {
+			n := int(r[at])
+			if !yield(r[at+1 : at+1+n]) {
+				return
+			}
+			at += 1 + n
 		}
 	}
-	return endRecord(b, start, names, n4, n6, leaf.RecordHost)
+}
+
+// fill puts the keys of all hosts and groups into the indexes, each once: of several hosts with one name the first has it. The
+// slots lead to 1 + the place of the host, or of the group behind all hosts. other are the aliases, by host, that another
+// one has; keys is how many names there are. It reports false where a chain is too long.
+func (e *encoder) fill(names, addrs []byte, stride int) (other map[int][]string, keys int, ok bool) {
+	for i, r := range e.recs {
+		first := true
+		for n := range namesOf(r) {
+			switch insert(names, stride, leaf.Hash(n, leaf.Name, e.seed), uint32(1+i), func(j int) bool {
+				for m := range namesOf(e.recs[j]) {
+					if bytes.Equal(m, n) {
+						return true
+					}
+				}
+				return false
+			}) {
+			case isFull:
+				return nil, 0, false
+			case isIn:
+				keys++
+			case wasIn:
+				if !first { // the canonical name is listed at any rate
+					if other == nil {
+						other = map[int][]string{}
+					}
+					other[i] = append(other[i], string(n))
+				}
+			}
+			first = false
+		}
+		h := &e.set.Hosts[i]
+		for _, a := range h.Addrs {
+			if slices.Contains(h.Shared, a) {
+				continue
+			}
+			var key [16]byte
+			k := key[:a.BitLen()/8]
+			if a.Is4() {
+				v4 := a.As4()
+				copy(k, v4[:])
+			} else {
+				key = a.As16()
+			}
+			if insert(addrs, leaf.LineSize, leaf.Hash(k, uintptr(len(k)), e.seed), uint32(1+i), func(j int) bool {
+				o := &e.set.Hosts[j]
+				return slices.Contains(o.Addrs, a) && !slices.Contains(o.Shared, a)
+			}) == isFull {
+				return nil, 0, false
+			}
+		}
+	}
+	for i, g := range e.set.Groups {
+		if insert(names, stride, leaf.Hash([]byte(g.Name), leaf.Group, e.seed), uint32(1+len(e.recs)+i), func(int) bool { return false }) == isFull {
+			return nil, 0, false
+		}
+		keys++
+	}
+	return other, keys, !crowded(names, stride) && !crowded(addrs, leaf.LineSize)
 }
 
 // appendGroup appends a group's record, or as many as it takes, without their checksums.
@@ -180,9 +253,8 @@ func endRecord(b []byte, start, names, n4, n6 int, kind byte) []byte {
 // encode makes the file. It reports false where a chain of an index is too long; spread says how much roomier than
 // usual the indexes are.
 func (e *encoder) encode(spread float64) ([]byte, bool) {
-	keys := len(e.names) + len(e.set.Groups)
 	buckets := func(n int) int { return max(1, int(spread*float64(n)/slotsUsed)+1) }
-	nameBuckets, addrBuckets, stride := buckets(keys), buckets(len(e.addrs)), leaf.LineSize
+	nameBuckets, addrBuckets, stride := buckets(e.keys), buckets(e.addrs), leaf.LineSize
 	if leaf.HeaderSize+(nameBuckets+addrBuckets)*leaf.LineSize+e.hostBytes+e.groupBytes > leaf.MaxRecord {
 		stride = bucket
 		nameBuckets = max(nameBuckets, int(spread*float64(e.copyBytes)/copyRoom))
@@ -190,35 +262,42 @@ func (e *encoder) encode(spread float64) ([]byte, bool) {
 	namesAt := leaf.HeaderSize
 	addrsAt := namesAt + nameBuckets*stride
 	hostsAt := addrsAt + addrBuckets*leaf.LineSize
-	groupsAt := hostsAt + e.hostBytes
-	b := make([]byte, hostsAt, groupsAt+e.groupBytes)
-
-	at := make([]uint32, len(e.set.Hosts)) // offset/8 of each host's record
-	for i := range e.set.Hosts {
-		at[i] = uint32(len(b) / 8)
-		b = e.appendHost(b, i)
+	b := make([]byte, hostsAt, hostsAt+e.hostBytes+e.groupBytes)
+	other, keys, ok := e.fill(b[namesAt:addrsAt], b[addrsAt:hostsAt], stride)
+	if !ok {
+		return nil, false
 	}
-	names, addrs := b[namesAt:addrsAt], b[addrsAt:hostsAt]
-	ok := true
-	for i := range e.set.Hosts {
-		h := &e.set.Hosts[i]
-		for j := range 1 + len(h.Aliases) {
-			if n := h.name(j); e.names[n] == int32(i) && e.leads(i, j) {
-				ok = ok && insert(names, stride, leaf.Hash([]byte(n), leaf.Name, e.seed), at[i])
+
+	at := make([]uint32, 1, 1+len(e.recs)+len(e.set.Groups)) // offset/8 of each record, by what slots have
+	for i, r := range e.recs {
+		at = append(at, uint32(len(b)/8))
+		if other[i] != nil {
+			h := &e.set.Hosts[i]
+			var dropped []int
+			for j, n := range h.Aliases {
+				if slices.Contains(other[i], n) {
+					dropped = append(dropped, 1+j)
+				}
+			}
+			r, _ = h.record(dropped) // a part of what was a record already
+		}
+		b = append(b, r...)
+	}
+	groupsAt := len(b)
+	for _, g := range e.set.Groups {
+		at = append(at, uint32(len(b)/8))
+		b = appendGroup(b, g)
+	}
+	lead := func(off, end, stride int) {
+		for ; off < end; off += stride {
+			for s := range leaf.LineSlots {
+				slot := b[off+s*8+4:]
+				le.PutUint32(slot, at[le.Uint32(slot)])
 			}
 		}
 	}
-	for _, g := range e.set.Groups {
-		ok = ok && insert(names, stride, leaf.Hash([]byte(g.Name), leaf.Group, e.seed), uint32(len(b)/8))
-		b = appendGroup(b, g)
-	}
-	for a, i := range e.addrs {
-		key := a.AsSlice()
-		ok = ok && insert(addrs, leaf.LineSize, leaf.Hash(key, uintptr(len(key)), e.seed), at[i])
-	}
-	if !ok || crowded(names, stride) || crowded(addrs, leaf.LineSize) {
-		return nil, false
-	}
+	lead(namesAt, addrsAt, stride)
+	lead(addrsAt, hostsAt, leaf.LineSize)
 	for off := hostsAt; off < len(b); off += int(le.Uint32(b[off+8:])) {
 		e.seal(b, off)
 	}
@@ -292,21 +371,32 @@ func (e *encoder) addCopies(b []byte, off, stride, groupsAt int) {
 	}
 }
 
-// insert puts a slot into the first bucket with room from the hash's own on, and reports whether there is one.
-func insert(index []byte, stride int, hash uint64, at uint32) bool {
+// What insert has done.
+const (
+	isFull = iota // nothing: there is no room
+	isIn
+	wasIn
+)
+
+// insert puts a slot that leads to the 1+n-th record into the first bucket with room from the hash's own on, unless there is
+// one with the same key already: has reports whether the n-th record has it.
+func insert(index []byte, stride int, hash uint64, to uint32, has func(n int) bool) int {
 	n := len(index) / stride
 	first := int((hash >> 32) * uint64(n) >> 32)
 	for p := range min(leaf.MaxProbe, n) {
-		l := index[(first+p)%n*stride:]
+		l := index[(first+p)%n*stride:][:leaf.LineSize]
 		for s := range leaf.LineSlots {
-			if le.Uint32(l[s*8+4:]) == 0 {
+			switch there := le.Uint32(l[s*8+4:]); {
+			case there == 0:
 				le.PutUint32(l[s*8:], uint32(hash))
-				le.PutUint32(l[s*8+4:], at)
-				return true
+				le.PutUint32(l[s*8+4:], to)
+				return isIn
+			case le.Uint32(l[s*8:]) == uint32(hash) && has(int(there)-1):
+				return wasIn
 			}
 		}
 	}
-	return false
+	return isFull
 }
 
 // crowded reports whether a look-up of a name that is not there might find no empty slot in the buckets it may read.

@@ -29,6 +29,8 @@ type Host struct {
 	Aliases []string     // every other name that finds the host, in lower case
 	Addrs   []netip.Addr // IPv4 addresses are given before IPv6 ones
 	Shared  []netip.Addr // those of Addrs that lead back to another host; of others that several have, to the first. A snapshot does not say
+
+	rec []byte // see Prepare
 }
 
 // Group is one group of hosts, a netgroup.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -139,6 +140,99 @@ func TestFirstHostHasIt(t *testing.T) {
 	}
 	if h, _, _ := LookupAddr(p, a); h.Name != "a" {
 		t.Error(h)
+	}
+}
+
+// TestManyWantOne holds look-ups in snapshots of hosts that want each other's names and addresses against the rule.
+func TestManyWantOne(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	name := func() string { return fmt.Sprint("n", rng.IntN(40)) }
+	for try := range 200 {
+		var s Set
+		for range rng.IntN(80) {
+			h := Host{Name: name()}
+			for range rng.IntN(4) {
+				h.Aliases = append(h.Aliases, name())
+			}
+			for range rng.IntN(3) {
+				a := netip.AddrFrom4([4]byte{10, 0, 0, byte(rng.IntN(40))})
+				if h.Addrs = append(h.Addrs, a); rng.IntN(3) == 0 {
+					h.Shared = append(h.Shared, a)
+				}
+			}
+			if rng.IntN(2) == 0 {
+				if err := h.Prepare(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.Hosts = append(s.Hosts, h)
+		}
+		s.Groups = []Group{{Name: "n1", Members: []string{"n2"}}}
+		names, addrs := map[string]int{}, map[netip.Addr]int{}
+		for i, h := range s.Hosts {
+			for _, n := range append([]string{h.Name}, h.Aliases...) {
+				if _, ok := names[n]; !ok {
+					names[n] = i
+				}
+			}
+			for _, a := range h.Addrs {
+				if _, ok := addrs[a]; !ok && !slices.Contains(h.Shared, a) {
+					addrs[a] = i
+				}
+			}
+		}
+		p := write(t, s)
+		for i := range 41 {
+			n := fmt.Sprint("n", i)
+			h, ok, err := LookupName(p, n)
+			if at, want := names[n]; err != nil || ok != want {
+				t.Fatalf("try %d: %s: %v %v, want %v", try, n, ok, err, want)
+			} else if want {
+				w := s.Hosts[at]
+				aliases := slices.DeleteFunc(slices.Clone(w.Aliases), func(n string) bool { return n == w.Name || names[n] != at })
+				for i, n := range aliases {
+					if slices.Contains(aliases[:i], n) {
+						aliases[i] = ""
+					}
+				}
+				aliases = slices.DeleteFunc(aliases, func(n string) bool { return n == "" })
+				if h.Name != w.Name || !slices.Equal(h.Aliases, aliases) || !slices.Equal(h.Addrs, w.Addrs) {
+					t.Fatalf("try %d: %s: %+v, want %s %v %v", try, n, h, w.Name, aliases, w.Addrs)
+				}
+			}
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
+			h, ok, err = LookupAddr(p, a)
+			if at, want := addrs[a]; err != nil || ok != want || want && h.Name != s.Hosts[at].Name {
+				t.Fatalf("try %d: %s: %+v %v %v", try, a, h, ok, err)
+			}
+		}
+		if g, ok, err := LookupGroup(p, "n1"); !ok || err != nil || !slices.Equal(g.Members, []string{"n2"}) {
+			t.Fatal(g, ok, err)
+		}
+		if got, err := ReadFile(p); err != nil || len(got.Hosts) != len(s.Hosts) {
+			t.Fatal(err)
+		}
+		b, _ := os.ReadFile(p)
+		if n := int(le.Uint32(b[60:])); n != len(names)+1 {
+			t.Fatalf("the header says %d names, there are %d", n, len(names)+1)
+		}
+	}
+}
+
+// BenchmarkEncode makes snapshots of hosts that have not changed.
+func BenchmarkEncode(b *testing.B) {
+	for _, n := range []int{100, 10_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := set(n)
+			for i := range s.Hosts {
+				s.Hosts[i].Prepare()
+			}
+			for b.Loop() {
+				if _, err := Encode(s); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

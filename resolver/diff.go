@@ -15,10 +15,10 @@ func Diff(a, b *View) iter.Seq2[*Host, *Host] {
 		for len(x) > 0 || len(y) > 0 {
 			var before, after *Host
 			if len(y) == 0 || len(x) > 0 && x[0].Name <= y[0].Name {
-				before = &x[0]
+				before = x[0]
 			}
 			if len(x) == 0 || len(y) > 0 && y[0].Name <= x[0].Name {
-				after = &y[0]
+				after = y[0]
 			}
 			if before != nil {
 				x = x[1:]
@@ -26,7 +26,7 @@ func Diff(a, b *View) iter.Seq2[*Host, *Host] {
 			if after != nil {
 				y = y[1:]
 			}
-			if before != nil && after != nil && before.same(after) {
+			if before == after || before != nil && after != nil && before.same(after) {
 				continue
 			}
 			if !yield(before, after) {

@@ -36,7 +36,7 @@ func TestDiff(t *testing.T) {
 	text := func(v *View) map[string]string {
 		out := map[string]string{}
 		for _, h := range v.Hosts() {
-			out[h.Name] = fmt.Sprint(h)
+			out[h.Name] = fmt.Sprint(*h)
 		}
 		return out
 	}

@@ -198,9 +198,12 @@ func (r *Resolver) accept() (changed bool) {
 		given[giver]++
 	}
 	for key, x := range r.values {
+		if x.val.To != self || x.err != nil {
+			continue
+		}
 		giver, rest, _ := strings.Cut(key, "/")
 		kind, name, _ := strings.Cut(rest, "/")
-		if x.err != nil || x.val.To != self || giver == self || kind != kindHosts && kind != kindNames || r.own.values[rest] != nil || r.own.taken[key] >= x.val.Seq {
+		if giver == self || kind != kindHosts && kind != kindNames || r.own.values[rest] != nil || r.own.taken[key] >= x.val.Seq {
 			continue
 		}
 		c := r.stored(store.NameClaimKey(name))

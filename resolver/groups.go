@@ -72,7 +72,7 @@ func (v *View) writeOut(g *Group, byName map[string]*Group, allowed int) (work i
 				return work
 			}
 			name, isGroup := strings.CutPrefix(m, "@")
-			h, in := v.byName[name], byName[name]
+			h, in := v.byName.get(name), byName[name]
 			switch {
 			case isGroup && in != nil:
 				if !reached[in] {

@@ -67,6 +67,7 @@ func (r *Resolver) begin(now time.Time) {
 			v.later, v.refused = store.KV{}, nil
 		}
 	}
+	r.stale, r.unkept = nil, nil
 	r.cfg.Log.Warn("the store has begun anew; what it lacks stays as last seen until its owners publish it again", "values", len(r.lastSeen))
 }
 
@@ -111,6 +112,7 @@ func (r *Resolver) forget(now time.Time) {
 func (r *Resolver) drop(key string) {
 	delete(r.lastSeen, key)
 	delete(r.values, key)
+	r.renew(key)
 	poke(r.unsaved)
 }
 

@@ -53,7 +53,7 @@ func (r *Resolver) SetServices(ctx context.Context, services []Service) (landed 
 	r.own.complete[kindServices] = true
 	r.mu.Unlock()
 	poke(r.untold)
-	rev, err := r.reconcile(ctx)
+	rev, err := r.reconcile(ctx, "")
 	if err != nil {
 		poke(r.behind)
 		return false, nil // State tells what is waiting
@@ -78,6 +78,7 @@ func (r *Resolver) WaitingServices() map[string]string {
 func (r *Resolver) SetHealth(health map[string]Health) {
 	r.mu.Lock()
 	r.own.health = health
+	r.renew(store.HealthKey(r.cfg.Signer.Name()))
 	r.mu.Unlock()
 	poke(r.untold)
 	poke(r.dirty)

@@ -238,7 +238,7 @@ func (r *Resolver) want(ctx context.Context, key string, change func(store.Value
 	if err != nil {
 		return false, err
 	}
-	rev, err := r.reconcile(ctx)
+	rev, err := r.reconcile(ctx, key)
 	if err != nil {
 		poke(r.behind) // write tries until it is done, also where the store is there and refuses
 	}
@@ -279,7 +279,7 @@ func (r *Resolver) unwant(ctx context.Context, key string) (landed, added bool, 
 	if err != nil {
 		return false, true, err
 	}
-	rev, err := r.reconcile(ctx)
+	rev, err := r.reconcile(ctx, "")
 	if err != nil {
 		poke(r.behind)
 		return false, true, nil // it is gone from own.json, and leaves the store when that is back
@@ -323,7 +323,7 @@ func (r *Resolver) write(ctx context.Context) {
 			return
 		case <-r.behind:
 		}
-		if _, err := r.reconcile(ctx); err != nil && ctx.Err() == nil {
+		if _, err := r.reconcile(ctx, ""); err != nil && ctx.Err() == nil {
 			r.cfg.Log.Debug("the store is behind", "err", err)
 			if !sleep(ctx, time.Second) {
 				return
@@ -335,8 +335,10 @@ func (r *Resolver) write(ctx context.Context) {
 	}
 }
 
-// reconcile makes this node's part of the store what own says, as far as it can, and returns the last revision it made.
-func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
+// reconcile makes this node's part of the store what own says, as far as it can, and returns the last revision it made. With
+// only, the key of a value that was just changed, it may leave the rest to write: so what a change costs does not go by how
+// much this node has.
+func (r *Resolver) reconcile(ctx context.Context, only string) (int64, error) {
 	if r.cfg.Store == nil {
 		return 0, errors.New("this node has no store")
 	}
@@ -350,6 +352,14 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		defer r.mu.Unlock()
 		return 0, fmt.Errorf("the store is %s", r.state.State)
 	}
+	if v := r.own.values[only]; v != nil && v.To == "" && !slices.ContainsFunc(kinds, func(k string) bool { return !r.own.complete[k] }) {
+		r.mu.Unlock()
+		rev, err := r.publish(ctx, only, v.Value)
+		r.mu.Lock()
+		v.landed, v.err = err == nil, err
+		r.mu.Unlock()
+		return rev, err
+	}
 	self := r.cfg.Signer.Name()
 	err := r.adopt()
 	if err == nil && r.accept() {
@@ -360,10 +370,14 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		return 0, err
 	}
 	var gone []string
+	prefix := self + "/"
 	for key, v := range r.values {
-		key, ours := strings.CutPrefix(key, self+"/")
+		key, ours := strings.CutPrefix(key, prefix)
+		if !ours {
+			continue
+		}
 		kind, _, _ := strings.Cut(key, "/")
-		if ours && r.own.complete[kind] && r.own.values[key] == nil && v.kv.Modified != 0 {
+		if r.own.complete[kind] && r.own.values[key] == nil && v.kv.Modified != 0 {
 			gone = append(gone, key)
 			if _, already := r.lastSeen[self+"/"+key]; already {
 				r.drop(self + "/" + key)
@@ -401,7 +415,12 @@ func (r *Resolver) reconcile(ctx context.Context) (int64, error) {
 		note(r.withdraw(ctx, key))
 	}
 	if node.record != nil && !said { // last: in a store that has begun anew it says that all else has been tried
-		note(r.put(ctx, store.NodeKey(self), store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
+		kv, err := r.cfg.Store.Get(ctx, store.NodeKey(self))
+		if err != nil {
+			note(0, err)
+		} else {
+			note(r.put(ctx, store.NodeKey(self), kv, store.Value{Addrs: node.addrs, Record: node.record}, nil, nil))
+		}
 	}
 	return last, errors.Join(errs...)
 }
@@ -427,12 +446,8 @@ func (r *Resolver) adopt() error {
 	return r.saveOwn()
 }
 
-// put writes a value of ours unless it is there already; more are changes that go with it.
-func (r *Resolver) put(ctx context.Context, key string, v store.Value, conds []store.Cond, more []store.Op) (int64, error) {
-	kv, err := r.cfg.Store.Get(ctx, key)
-	if err != nil {
-		return 0, err
-	}
+// put writes a value of ours in place of kv, unless that is it already; more are changes that go with it.
+func (r *Resolver) put(ctx context.Context, key string, kv store.KV, v store.Value, conds []store.Cond, more []store.Op) (int64, error) {
 	v.Owner = r.cfg.Signer.Name()
 	old, err := store.Open(key, kv.Value, r.cfg.Verifier)
 	r.mu.Lock()
@@ -514,7 +529,7 @@ func (r *Resolver) publish(ctx context.Context, key string, v store.Value) (int6
 	if len(more)+len(spare) <= mostParts {
 		more, spare = append(more, spare...), nil
 	}
-	rev, err := r.put(ctx, full, v, conds, more)
+	rev, err := r.put(ctx, full, old, v, conds, more)
 	if err == nil && len(spare) > 0 { // too much for one transaction: nothing but that they are free comes later
 		rev, err = r.cfg.Store.Commit(ctx, nil, spare)
 	}

@@ -25,7 +25,7 @@ type Config struct {
 	Prefixes []netip.Prefix // IPv4 first: addresses for new nodes come from it
 	Signer   store.Signer   // this node
 	Verifier store.Verifier // every member that SetNodes has named
-	StateDir string         // names.json and own.json live here
+	StateDir string         // names.json, names.log and own.json live here
 	Log      *slog.Logger
 
 	Store      store.Store               // nil: names come from SetNodes and the disk alone
@@ -45,8 +45,9 @@ const (
 
 // Resolver keeps the View. Its methods are safe for concurrent use.
 type Resolver struct {
-	cfg  Config
-	view atomic.Pointer[View]
+	cfg     Config
+	view    atomic.Pointer[View]
+	builder *builder // Run's alone
 
 	built   chan struct{} // closed by Run when there is a View of what the disk has
 	loaded  chan struct{} // closed by Run when the disk has been read: until then own is not to be changed
@@ -56,6 +57,8 @@ type Resolver struct {
 	changed  chan struct{}
 	nodes    map[string]Node
 	values   map[string]*value // by key
+	stale    map[string]bool   // keys of which the View may not have what values say; nil: all, and nodes
+	unkept   map[string]bool   // keys of which the disk may not have what values say; nil: all
 	seqs     map[string]uint64 // highest sequence ever seen of a key, also after its deletion
 	rev      int64
 	lastSeen map[string]time.Time // keys of values that the store lacks since it began anew
@@ -155,10 +158,14 @@ func (r *Resolver) SetNodes(nodes []Node) {
 	for _, n := range nodes {
 		now[n.Name] = n
 	}
+	if maps.EqualFunc(now, r.nodes, func(a, b Node) bool { return a.Key == b.Key && slices.Equal(a.Addrs, b.Addrs) }) {
+		return
+	}
 	for key, v := range r.values {
 		o := v.val.Owner
 		if (errors.Is(v.err, store.ErrUnknownOwner) || errors.Is(v.err, store.ErrEvicted)) && now[o].Name != "" || now[o].Key != r.nodes[o].Key {
 			r.check(key, v)
+			r.renew(key)
 			if v.err != nil && v.refused != nil { // its owner has gone, and with it what stood against the later one
 				v = &value{kv: v.later}
 				r.check(key, v)
@@ -166,7 +173,7 @@ func (r *Resolver) SetNodes(nodes []Node) {
 			}
 		}
 	}
-	r.nodes = now
+	r.nodes, r.stale = now, nil
 	poke(r.dirty)
 }
 
@@ -273,6 +280,7 @@ func (r *Resolver) replace(kvs []store.KV, rev int64) {
 	for key := range r.values {
 		if _, kept := r.lastSeen[key]; !seen[key] && !kept {
 			delete(r.values, key)
+			r.renew(key)
 		}
 	}
 	r.followed = true
@@ -280,7 +288,9 @@ func (r *Resolver) replace(kvs []store.KV, rev int64) {
 	r.apply(rev, changes)
 	if anew {
 		r.mu.Lock()
-		r.seqs[store.NodeKey(r.cfg.Signer.Name())]++ // so that it is written anew, by which others know that we were here
+		self := store.NodeKey(r.cfg.Signer.Name())
+		r.seqs[self]++ // so that it is written anew, by which others know that we were here
+		r.renew(self)
 		r.mu.Unlock()
 	}
 }
@@ -294,11 +304,15 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 			continue
 		}
 		old, self := r.values[c.Key], r.cfg.Signer.Name()
-		if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
-			poke(r.behind) // somebody, perhaps another than us, has changed what is ours, or a claim that was
-			poke(r.untold)
+		changed := func() {
+			if strings.HasPrefix(c.Key, self+"/") || old != nil && (old.val.Owner == self || old.val.To == self) {
+				poke(r.behind) // somebody else, perhaps, has changed what is ours, or a claim that was
+				poke(r.untold)
+			}
 		}
 		if c.Deleted {
+			changed()
+			r.renew(c.Key)
 			delete(r.values, c.Key)
 			delete(r.lastSeen, c.Key)
 			continue
@@ -306,11 +320,18 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 		_, before := r.lastSeen[c.Key] // then what we know is another store's
 		r.found(c.Key)
 		if old != nil && old.kv.Modified == c.Modified && string(old.kv.Value) == string(c.Value) {
+			if before || old.refused != nil {
+				r.renew(c.Key)
+			}
 			old.refused = nil
 			continue
 		}
+		r.renew(c.Key)
 		v := &value{kv: c.KV}
 		r.check(c.Key, v)
+		if !r.wanted(c.Key, v) {
+			changed()
+		}
 		if v.val.To == self {
 			poke(r.behind) // something is given to us
 		}
@@ -341,6 +362,18 @@ func (r *Resolver) apply(rev int64, changes []store.Change) {
 	}
 }
 
+// wanted reports whether a value is ours and just what it should be. r.mu is held.
+func (r *Resolver) wanted(key string, v *value) bool {
+	owner, rest, _ := strings.Cut(key, "/")
+	w := r.own.values[rest]
+	if w == nil || v.err != nil || owner != r.cfg.Signer.Name() {
+		return false
+	}
+	want := w.Value
+	want.Owner = owner
+	return same(v.val, want)
+}
+
 // check verifies a value as one under key. r.mu is held.
 func (r *Resolver) check(key string, v *value) {
 	v.val, v.err = store.Open(key, v.kv.Value, r.cfg.Verifier)
@@ -368,25 +401,71 @@ func (r *Resolver) check(key string, v *value) {
 	}
 }
 
-// published puts the accepted hosts, groups and services into the parts of a View. r.mu is held.
-func (r *Resolver) published(p *Parts) {
-	for key, v := range r.values {
-		if v.err != nil {
-			continue
+// renew has the next View, and the disk, look at a key again. r.mu is held.
+func (r *Resolver) renew(key string) {
+	if r.stale != nil {
+		r.stale[key] = true
+	}
+	if r.unkept != nil {
+		r.unkept[key] = true
+	}
+}
+
+// show tells the builder what of a View goes by the value of a key. r.mu is held.
+func (r *Resolver) show(b *builder, key string) {
+	owner, rest, _ := strings.Cut(key, "/")
+	kind, name, _ := strings.Cut(rest, "/")
+	switch {
+	case owner == "_claims" && kind == "names":
+		for _, w := range slices.Clone(b.byName[name]) {
+			r.show(b, w.key)
 		}
-		switch key {
-		case store.HostKey(v.val.Owner, v.val.Name):
-			if h, ok := r.static(key, v); ok {
-				p.Hosts = append(p.Hosts, h)
+		for key, s := range b.services {
+			if s.Type == name {
+				r.show(b, key)
 			}
-		case store.GroupKey(v.val.Owner, v.val.Name):
-			p.Groups = append(p.Groups, StaticGroup{groupOf(v.val), Standing{Created: r.created(key, v), Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
-		case store.ServiceKey(v.val.Owner, v.val.Name):
-			if v.val.Service != nil {
-				p.Services = append(p.Services, r.service(v.val))
+		}
+	case owner == "_claims" && kind == "groups":
+		for key, g := range b.groups {
+			if g.Name == name {
+				r.show(b, key)
 			}
+		}
+	case rest == "health":
+		for key, s := range b.services {
+			if s.Owner == owner {
+				r.show(b, key)
+			}
+		}
+	case kind == kindHosts:
+		if v := r.accepted(key); v != nil {
+			s, ok := r.static(key, v)
+			b.putHost(key, &s, ok)
+		} else {
+			b.putHost(key, nil, false)
+		}
+	case kind == kindGroups:
+		if v := r.accepted(key); v != nil {
+			b.putGroup(key, &StaticGroup{groupOf(v.val), Standing{Created: r.created(key, v), Claimed: r.holder(store.GroupClaimKey(v.val.Name)) == v.val.Owner}})
+		} else {
+			b.putGroup(key, nil)
+		}
+	case kind == kindServices:
+		if v := r.accepted(key); v != nil && v.val.Service != nil {
+			s := r.service(v.val)
+			b.putService(key, &s)
+		} else {
+			b.putService(key, nil)
 		}
 	}
+}
+
+// accepted is the value of a key, nil for none that counts. r.mu is held.
+func (r *Resolver) accepted(key string) *value {
+	if v := r.values[key]; v != nil && v.err == nil {
+		return v
+	}
+	return nil
 }
 
 func hostOf(v store.Value) Host {
@@ -398,11 +477,22 @@ func groupOf(v store.Value) Group { return Group{Name: v.Name, Owner: v.Owner, M
 func (r *Resolver) build() {
 	r.mu.Lock()
 	r.forget(time.Now())
-	p := Parts{Zone: r.cfg.Zone, Prefixes: r.cfg.Prefixes, LastResort: r.cfg.LastResort, Nodes: slices.Collect(maps.Values(r.nodes)), Revision: r.rev}
-	r.published(&p)
+	if r.stale == nil {
+		r.builder = newBuilder(Parts{Zone: r.cfg.Zone, Prefixes: r.cfg.Prefixes, LastResort: r.cfg.LastResort, Nodes: slices.Collect(maps.Values(r.nodes))})
+		r.stale = make(map[string]bool, len(r.values))
+		for key := range r.values {
+			if owner, rest, _ := strings.Cut(key, "/"); owner != "_claims" && rest != "health" { // which say something of other values
+				r.stale[key] = true
+			}
+		}
+	}
+	for key := range r.stale {
+		r.show(r.builder, key)
+	}
+	r.stale = map[string]bool{}
+	rev := r.rev
 	r.mu.Unlock()
-	p.Built = time.Now()
-	r.view.Store(Build(p))
+	r.view.Store(r.builder.next(rev, time.Now()))
 	r.mu.Lock()
 	close(r.changed)
 	r.changed = make(chan struct{})
@@ -425,4 +515,5 @@ func (r *Resolver) WaitRevision(ctx context.Context, rev int64) error {
 }
 
 func (r *Resolver) cacheFile() string { return filepath.Join(r.cfg.StateDir, "names.json") }
+func (r *Resolver) logFile() string   { return filepath.Join(r.cfg.StateDir, "names.log") }
 func (r *Resolver) ownFile() string   { return filepath.Join(r.cfg.StateDir, "own.json") }

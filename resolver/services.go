@@ -132,7 +132,7 @@ func (v *View) admitServices(services []StaticService, lastResort bool, refuse f
 	for i := range services {
 		s := services[i].Service // a copy
 		err := CheckService(s)
-		h := v.byName[s.Host]
+		h := v.byName.get(s.Host)
 		if err == nil && (h == nil || h.Owner != s.Owner) {
 			err = fmt.Errorf("service %q is on %s, and %s has no such host", s.Name, s.Host, s.Owner)
 		}
@@ -162,19 +162,14 @@ func (v *View) admitServices(services []StaticService, lastResort bool, refuse f
 		slices.SortFunc(h.Addrs, netip.Addr.Compare)
 		h.Addrs = slices.Compact(h.Addrs)
 		h.Addrs = h.Addrs[:min(len(h.Addrs), MaxAddrs)]
-		for n := name; ; {
-			_, rest, ok := strings.Cut(n, ".")
-			if !ok {
-				break
-			}
-			n = rest
-			v.empty[n] = true
+		for n := range parents(name) {
+			v.emptyService[n] = true
 		}
 		if len(h.Addrs) == 0 {
-			v.empty[name] = true // the name is there, and nobody who answers to it
+			v.emptyService[name] = true // the name is there, and nobody who answers to it
 			return
 		}
-		v.byName[name] = h
+		v.byService[name] = h
 		v.standIns = append(v.standIns, h)
 	}
 	for rest := v.services; len(rest) > 0; {
@@ -197,7 +192,7 @@ func (v *View) admitServices(services []StaticService, lastResort bool, refuse f
 		if CheckLabels(typ) != nil {
 			continue // a name with a meaning of its own
 		}
-		if h := v.byName[typ]; h != nil {
+		if h := v.byName.get(typ); h != nil {
 			refuse(typ, those[0].Owner, fmt.Errorf("the name is %w: it belongs to %s, so those who offer %s are found as %s.service.%s only", ErrTaken, h.Owner, typ, typ, v.Zone))
 			continue
 		}
@@ -250,8 +245,8 @@ func (v *View) ServiceHosts() []*Host { return v.standIns }
 // All yields Hosts and then ServiceHosts: everything that a name with addresses is to be written for.
 func (v *View) All() iter.Seq[*Host] {
 	return func(yield func(*Host) bool) {
-		for i := range v.hosts {
-			if !yield(&v.hosts[i]) {
+		for _, h := range v.hosts {
+			if !yield(h) {
 				return
 			}
 		}

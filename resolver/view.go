@@ -4,9 +4,7 @@ package resolver
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 )
@@ -49,15 +47,17 @@ type View struct {
 	Built     time.Time
 	Conflicts []Conflict
 
-	hosts  []Host               // sorted by name
-	byName map[string]*Host     // relative names and aliases
-	empty  map[string]bool      // names without a host that have names below them (RFC 8020)
-	byAddr map[netip.Addr]*Host // the one host that an address leads back to
-	groups []*Group             // sorted by name
+	hosts  []*Host                  // sorted by name
+	wild   []*Host                  // wildcards, sorted by name; in byName too
+	byName table[string, *Host]     // relative names and aliases
+	below  table[string, int]       // how many names there are below a name, which exists therefore (RFC 8020)
+	byAddr table[netip.Addr, *Host] // the one host that an address leads back to
+	groups []*Group                 // sorted by name
 
-	services []*Service // see compareServices
-	standIns []*Host    // names of services, sorted; in byName too
-	wild     []*Host    // wildcards, sorted by name; in byName too
+	services     []*Service       // see compareServices
+	standIns     []*Host          // names of services, sorted
+	byService    map[string]*Host // the same by name
+	emptyService map[string]bool  // names above these, and those of services of which none is usable
 }
 
 // Node is a member of the mesh as its verified certificate says.
@@ -110,132 +110,8 @@ type Parts struct {
 	Built      time.Time
 }
 
-// Build makes a View. Of several hosts that want one name a node wins, then the holder of the claim, then the older
-// one; of groups likewise; the losers are in Conflicts. An address leads back to the node that has it, else to the first
-// host that does.
-func Build(p Parts) *View {
-	v := &View{Zone: p.Zone, Prefixes: p.Prefixes, Revision: p.Revision, Built: p.Built,
-		byName: map[string]*Host{}, empty: map[string]bool{}, byAddr: map[netip.Addr]*Host{}}
-	refuse := func(name, owner string, err error) {
-		v.Conflicts = append(v.Conflicts, Conflict{name, owner, err.Error()})
-	}
-	v.hosts = make([]Host, 0, len(p.Nodes)+len(p.Hosts))
-	taken := map[string]string{}        // name → owner
-	nodeAddr := map[netip.Addr]string{} // a node's address → the node
-	for _, n := range p.Nodes {
-		if err := CheckName(n.Name, n.Name); err != nil {
-			refuse(n.Name, n.Name, err)
-			continue
-		}
-		if _, dup := taken[n.Name]; dup {
-			continue
-		}
-		taken[n.Name] = n.Name
-		for _, a := range n.Addrs {
-			nodeAddr[a] = n.Name
-		}
-		v.hosts = append(v.hosts, Host{Name: n.Name, Owner: n.Name, Node: true, Addrs: n.Addrs})
-		v.empty[nodeTree[1:]] = true
-	}
-	statics := slices.Clone(p.Hosts)
-	slices.SortFunc(statics, func(a, b Static) int {
-		return cmp.Or(a.Standing.compare(b.Standing), strings.Compare(a.Owner, b.Owner), strings.Compare(a.Name, b.Name))
-	})
-	for _, s := range statics {
-		h := s.Host
-		err := CheckName(h.Name, h.Owner)
-		if err == nil {
-			err = checkAddrs(h.Addrs, p.Prefixes)
-		}
-		if by := s.Taken[h.Name]; err == nil && by != "" {
-			err = fmt.Errorf("the name is %w: %s has claimed it", ErrTaken, by)
-		}
-		if by, dup := taken[h.Name]; err == nil && dup {
-			err = fmt.Errorf("the name is %w: it belongs to %s", ErrTaken, by)
-		}
-		for _, a := range h.Addrs {
-			if by := nodeAddr[a]; err == nil && by != "" && by != h.Owner {
-				err = fmt.Errorf("address %s is %w: it belongs to %s", a, ErrTaken, by)
-			}
-		}
-		if err != nil {
-			refuse(h.Name, h.Owner, err)
-			continue
-		}
-		taken[h.Name] = h.Owner
-		h.Aliases = nil
-		h.Node = false
-		size := namesSize(h.Name, p.Zone)
-		for _, al := range s.Aliases {
-			err := CheckName(al, h.Owner)
-			if size += namesSize(al, p.Zone); err == nil && size > maxNames {
-				err = fmt.Errorf("%s has more aliases than a host may have: %d bytes in all forms, at most %d", h.Name, size, maxNames)
-			}
-			if err == nil && (wildcard(al) || wildcard(h.Name)) {
-				err = fmt.Errorf("%s has the alias %s: a wildcard is and has none", h.Name, al)
-			}
-			if by := s.Taken[al]; err == nil && by != "" {
-				err = fmt.Errorf("the alias is %w: %s has claimed it", ErrTaken, by)
-			}
-			if by, dup := taken[al]; err == nil && dup {
-				err = fmt.Errorf("the alias is %w: it belongs to %s", ErrTaken, by)
-			}
-			if err != nil {
-				refuse(al, h.Owner, err)
-				continue
-			}
-			taken[al] = h.Owner
-			h.Aliases = append(h.Aliases, al)
-		}
-		v.hosts = append(v.hosts, h)
-	}
-	var wild []Host
-	v.hosts = slices.DeleteFunc(v.hosts, func(h Host) bool {
-		if wildcard(h.Name) {
-			wild = append(wild, h)
-		}
-		return wildcard(h.Name)
-	})
-	// Nodes come first in byAddr, then statics in the order in which they were admitted.
-	for i := range v.hosts {
-		for _, a := range v.hosts[i].Addrs {
-			if _, ok := v.byAddr[a]; !ok {
-				v.byAddr[a] = &Host{Name: v.hosts[i].Name}
-			}
-		}
-	}
-	slices.SortFunc(v.hosts, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
-	known := func(h *Host) {
-		for _, n := range append([]string{h.Name}, h.Aliases...) {
-			v.byName[n] = h
-			for {
-				_, rest, ok := strings.Cut(n, ".")
-				if !ok {
-					break
-				}
-				n = rest
-				v.empty[n] = true
-			}
-		}
-	}
-	for i := range v.hosts {
-		known(&v.hosts[i])
-	}
-	slices.SortFunc(wild, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
-	for i := range wild {
-		known(&wild[i])
-		v.wild = append(v.wild, &wild[i])
-	}
-	for a, h := range v.byAddr {
-		v.byAddr[a] = v.byName[h.Name]
-	}
-	v.admitGroups(p.Groups, refuse)
-	v.admitServices(p.Services, p.LastResort, refuse)
-	return v
-}
-
 // Hosts returns every host, sorted by name.
-func (v *View) Hosts() []Host { return v.hosts }
+func (v *View) Hosts() []*Host { return v.hosts }
 
 // Wildcards returns the hosts that stand for all names below a name that do not exist ("*.bkero"; RFC 4592), sorted by name. They
 // are for DNS alone: NSS, and all that lists hosts, has names and no rules, so Hosts does not have them, and no address leads back
@@ -253,13 +129,18 @@ func (v *View) Lookup(name string) (h *Host, known bool) {
 		return nil, true
 	}
 	name = strings.TrimSuffix(name, "."+v.Zone)
-	if h := v.byName[name]; h != nil {
+	if h := v.byName.get(name); h != nil {
 		return h, true
 	}
-	if n, ok := strings.CutSuffix(name, nodeTree); ok && v.byName[n] != nil && v.byName[n].Node {
-		return v.byName[n], true
+	if h := v.byService[name]; h != nil {
+		return h, true
 	}
-	return nil, v.empty[name]
+	if n, ok := strings.CutSuffix(name, nodeTree); ok {
+		if h := v.byName.get(n); h != nil && h.Node {
+			return h, true
+		}
+	}
+	return nil, v.below.get(name) > 0 || v.emptyService[name]
 }
 
 // Host finds a host by a name, as Lookup does; nil where there is none, or the name stands for services.
@@ -272,7 +153,7 @@ func (v *View) Host(name string) *Host {
 
 // Reverse finds the one host that an address leads back to.
 func (v *View) Reverse(a netip.Addr) (*Host, bool) {
-	h := v.byAddr[a.Unmap().WithZone("")]
+	h := v.byAddr.get(a.Unmap().WithZone(""))
 	return h, h != nil
 }
 

@@ -75,8 +75,8 @@ func (r *Resolver) Trace(asked string) Trace {
 		a = a.Unmap().WithZone("")
 		t.Name = a.String()
 		t.Host, t.Known = v.Reverse(a)
-		for i := range v.hosts {
-			if h := &v.hosts[i]; h != t.Host && slices.Contains(h.Addrs, a) {
+		for _, h := range v.hosts {
+			if h != t.Host && slices.Contains(h.Addrs, a) {
 				t.Sharing = append(t.Sharing, v.FQDN(h))
 			}
 		}

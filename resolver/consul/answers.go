@@ -115,8 +115,8 @@ func (s *Server) address(v *resolver.View) string {
 
 func (s *Server) nodes(v *resolver.View, r *http.Request) (any, error) {
 	out := []node{}
-	for i := range v.Hosts() {
-		if h := &v.Hosts()[i]; metaMatches(h.Meta, r) {
+	for _, h := range v.Hosts() {
+		if metaMatches(h.Meta, r) {
 			out = append(out, s.nodeOf(v, h))
 		}
 	}

@@ -362,9 +362,7 @@ func records(v *resolver.View, z zone, ttl uint32) iter.Seq[dns.RR] {
 		if !addrs("dns"+origin, servers(v), ttl) {
 			return
 		}
-		hosts := v.Hosts()
-		for i := range hosts {
-			h := &hosts[i]
+		for _, h := range v.Hosts() {
 			if !data(h.Name+origin, h) || h.Node && !data(h.Name+".node"+origin, h) {
 				return
 			}

@@ -116,8 +116,7 @@ func TestCoreDNS(t *testing.T) {
 		slices.Sort(got)
 		return strings.Join(got, ", ")
 	}
-	for i := range v.Hosts() {
-		h := &v.Hosts()[i]
+	for _, h := range v.Hosts() {
 		for _, n := range append([]string{h.Name}, h.Aliases...) {
 			var a4, a6 []string
 			for _, a := range h.Addrs {

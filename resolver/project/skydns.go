@@ -115,8 +115,7 @@ func (s SkyDNS) forward(v *resolver.View) map[string]string {
 // reverse are the keys of addresses in p, without the labels that all of them have.
 func (s SkyDNS) reverse(v *resolver.View, p netip.Prefix, common int) map[string]string {
 	out := map[string]string{}
-	for i := range v.Hosts() {
-		h := &v.Hosts()[i]
+	for _, h := range v.Hosts() {
 		for _, a := range h.Addrs {
 			if r, _ := v.Reverse(a); !p.Contains(a) || r == nil || r.Name != h.Name {
 				continue

@@ -76,7 +76,7 @@ func TestAllDoorsAgree(t *testing.T) {
 				names[n] = true
 			}
 		}
-		set := Set(v, nil)
+		set := new(Sets).Of(v, nil)
 		if err := nss.WriteFile(path, set); err != nil {
 			t.Fatal(err)
 		}
@@ -237,8 +237,8 @@ func lists(all map[string][]netip.Addr) map[string]string {
 func exported(t *testing.T, v *resolver.View, format string) string {
 	t.Helper()
 	m := export.Mesh{Hosts: api.Hosts{Revision: v.Revision, Domain: v.Zone, Prefixes: v.Prefixes}}
-	for i := range v.Hosts() {
-		m.Hosts.Hosts = append(m.Hosts.Hosts, hostOf(v, &v.Hosts()[i]))
+	for _, h := range v.Hosts() {
+		m.Hosts.Hosts = append(m.Hosts.Hosts, hostOf(v, h))
 	}
 	for _, h := range v.ServiceHosts() {
 		m.Services = append(m.Services, hostOf(v, h))

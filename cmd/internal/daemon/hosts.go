@@ -30,8 +30,8 @@ func (d *daemon) handleHosts(mux *http.ServeMux) {
 func (d *daemon) hosts() api.Hosts {
 	v := d.names.View()
 	out := api.Hosts{Revision: v.Revision, Domain: v.Zone, Prefixes: v.Prefixes, Hosts: make([]api.Host, 0, len(v.Hosts()))}
-	for i := range v.Hosts() {
-		out.Hosts = append(out.Hosts, hostOf(v, &v.Hosts()[i]))
+	for _, h := range v.Hosts() {
+		out.Hosts = append(out.Hosts, hostOf(v, h))
 	}
 	for _, h := range v.ServiceHosts() {
 		out.Services = append(out.Services, hostOf(v, h))

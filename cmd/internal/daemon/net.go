@@ -43,8 +43,8 @@ func (d *daemon) nodeOf(s string) (string, error) {
 		}
 	}
 	v := d.names.View()
-	for i := range v.Hosts() {
-		if h := &v.Hosts()[i]; (h.Name == name || slices.Contains(h.Aliases, name)) && !h.Node {
+	for _, h := range v.Hosts() {
+		if (h.Name == name || slices.Contains(h.Aliases, name)) && !h.Node {
 			return "", fmt.Errorf("%s is not a node but a host behind one: try its owner, %s", name, h.Owner)
 		}
 	}

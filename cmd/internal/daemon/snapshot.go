@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +23,7 @@ import (
 type snapshot struct {
 	names atomic.Int64
 	wrote atomic.Int64 // Unix nanoseconds
+	sets  Sets         // the writer's
 }
 
 const (
@@ -89,7 +91,7 @@ func Pace(ctx context.Context, changed <-chan struct{}, next func() <-chan struc
 
 func (d *daemon) write(path string) {
 	v := d.names.View()
-	set := Set(v, hidden("/etc/hosts"))
+	set := d.snap.sets.Of(v, hidden("/etc/hosts"))
 	if err := nss.WriteFile(path, set); err != nil {
 		d.warn("snapshot", api.SnapshotWarning+": "+err.Error())
 		return
@@ -103,27 +105,52 @@ func (d *daemon) write(path string) {
 	d.snap.wrote.Store(time.Now().UnixNano())
 }
 
-// Set is a View as a snapshot's content. hidden names get no short form.
-func Set(v *resolver.View, hidden map[string]bool) nss.Set {
-	s := nss.Set{Created: v.Built, Revision: v.Revision}
+// Sets makes the snapshots' contents of Views, and remembers the last one's hosts, of which the next has most. A zero one is
+// ready; it is for one goroutine.
+type Sets struct {
+	view   *resolver.View
+	hidden map[string]bool
+	hosts  []nss.Host // of view.Hosts
+}
+
+// Of is a View as a snapshot's content. hidden names get no short form. A host that does not fit the format is an error of
+// who encodes it.
+func (s *Sets) Of(v *resolver.View, hidden map[string]bool) nss.Set {
+	var known []*resolver.Host
+	if s.view != nil && maps.Equal(s.hidden, hidden) {
+		known = s.view.Hosts()
+	}
+	out := nss.Set{Created: v.Built, Revision: v.Revision, Hosts: make([]nss.Host, 0, len(v.Hosts())+len(v.ServiceHosts()))}
+	i := 0
 	for h := range v.All() {
-		forms := v.Forms(h, hidden)
-		x := nss.Host{Name: forms[0], Aliases: forms[1:], Addrs: h.Addrs}
+		var x nss.Host
+		for i < len(known) && known[i].Name < h.Name {
+			i++
+		}
+		if i < len(known) && known[i] == h {
+			x = s.hosts[i]
+			x.Shared = nil
+		} else {
+			forms := v.Forms(h, hidden)
+			x = nss.Host{Name: forms[0], Aliases: forms[1:], Addrs: h.Addrs}
+			_ = x.Prepare() // what is wrong with it, encoding says
+		}
 		for _, a := range h.Addrs { // an address leads back to the host of the View's choice
 			if r, _ := v.Reverse(a); r != h {
 				x.Shared = append(x.Shared, a)
 			}
 		}
-		s.Hosts = append(s.Hosts, x)
+		out.Hosts = append(out.Hosts, x)
 	}
 	for _, g := range v.Groups() {
 		x := nss.Group{Name: g.Name}
 		for _, h := range g.Hosts {
 			x.Members = append(x.Members, v.Forms(h, hidden)...) // programs ask for a host by whichever name they have of it
 		}
-		s.Groups = append(s.Groups, x)
+		out.Groups = append(out.Groups, x)
 	}
-	return s
+	s.view, s.hidden, s.hosts = v, hidden, out.Hosts
+	return out
 }
 
 // hidden are the names that this machine's own hosts file gives a meaning.

@@ -49,8 +49,8 @@ func (d *daemon) watch(w http.ResponseWriter, r *http.Request) {
 		stream.SetWriteDeadline(time.Now().Add(watchWrite))
 		return out.Encode(e) == nil
 	}
-	for i := range known.Hosts() {
-		h := hostOf(known, &known.Hosts()[i])
+	for _, is := range known.Hosts() {
+		h := hostOf(known, is)
 		if !send(known, api.Event{Kind: api.Is, Host: &h}) {
 			return
 		}

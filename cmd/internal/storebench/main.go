@@ -8,7 +8,7 @@
 //	node a ── commit ──▶ etcd, 1 or 3 members ── watch ──▶ node b ── hosts.db ──▶ getaddrinfo
 //
 // All is as on a mesh: members are etcd with meshd-etcd's settings and mutual TLS, each in a process of its own; a node is
-// a process with a resolver and meshd's writer of snapshots; who asks is a C program with libnss_mesh.so.2. What is not
+// a process with a resolver and meshd's writer of snapshots, which go to a tmpfs as on /run; who asks is a C program with libnss_mesh.so.2. What is not
 // there is the network between them: all are on the loopback interface of a network namespace. a writes no snapshot, for
 // on a mesh that is another machine's work. Changes come one by one, each after the last one's work is done.
 //
@@ -28,6 +28,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -145,6 +146,14 @@ func playInside(in io.Reader, out io.Writer) error {
 	}
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fmt.Errorf("mounting /proc: %w", err)
+	}
+	run := filepath.Dir(snapshot(o.Dir))
+	err := os.Mkdir(run, 0o755)
+	if err == nil {
+		err = unix.Mount("tmpfs", run, "tmpfs", 0, "")
+	}
+	if err != nil {
+		return fmt.Errorf("mounting a tmpfs for the snapshot: %w", err)
 	}
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		return fmt.Errorf("ip link set lo up: %w: %s", err, out)

@@ -51,7 +51,10 @@ type answer struct {
 }
 
 // writes counts snapshots.
-type writes struct{ n, ns, names atomic.Int64 }
+type writes struct {
+	n, ns, names atomic.Int64
+	sets         daemon.Sets
+}
 
 // playNode is a node until its input ends.
 func playNode(in io.Reader, out io.Writer) error {
@@ -118,7 +121,7 @@ func playNode(in io.Reader, out io.Writer) error {
 
 func (w *writes) write(v *resolver.View, path string, wrote chan<- error) {
 	begin := time.Now()
-	err := nss.WriteFile(path, daemon.Set(v, nil))
+	err := nss.WriteFile(path, w.sets.Of(v, nil))
 	w.n.Add(1)
 	w.ns.Add(int64(time.Since(begin)))
 	w.names.Store(int64(len(v.Hosts())))

@@ -55,8 +55,8 @@ func build(ctx context.Context, dir string) error {
 	return nil
 }
 
-// snapshot is the file that b writes and the module reads, in whichever run.
-func snapshot(dir string) string { return filepath.Join(dir, "hosts.db") }
+// snapshot is the file that b writes and the module reads, in whichever run, in what stands for /run and is, as that is, a tmpfs.
+func snapshot(dir string) string { return filepath.Join(dir, "run/hosts.db") }
 
 // place is who somebody is and where the others are.
 type place struct {

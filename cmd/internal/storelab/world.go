@@ -83,9 +83,19 @@ func end(p *lab.Process, sig os.Signal) {
 func (n *node) off() {
 	end(n.keeper, unix.SIGKILL)
 	end(n.meshd, unix.SIGKILL)
-	var names os.FileInfo
-	must(n.host.Do(func() (err error) { names, err = os.Stat("/var/lib/mesh/names.json"); return err }))
-	n.w.history.reborn(n, names.ModTime())
+	var kept time.Time
+	must(n.host.Do(func() error {
+		names, err := os.Stat("/var/lib/mesh/names.json")
+		if err != nil {
+			return err
+		}
+		kept = names.ModTime()
+		if later, err := os.Stat("/var/lib/mesh/names.log"); err == nil {
+			kept = later.ModTime() // it goes when names.json is made anew
+		}
+		return nil
+	}))
+	n.w.history.reborn(n, kept)
 }
 
 // client talks to the node's meshd, from outside of the host.
