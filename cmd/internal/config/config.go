@@ -51,6 +51,9 @@ func (p Paths) Socket() string { return filepath.Join(p.Run, "mesh.sock") }
 // Snapshot is the file that libnss_mesh reads.
 func (p Paths) Snapshot() string { return filepath.Join(p.Run, "hosts.db") }
 
+// Programs is the folder of the sockets at which other users run the programs of checks (health.Config.Programs).
+func (p Paths) Programs() string { return p.Run + "-check" }
+
 // Config is mesh.toml.
 type Config struct {
 	Name      string   `toml:"name" comment:"This node's name, as in its certificate."`
