@@ -84,10 +84,11 @@ test-etcd: ## an etcd that is there already: the store's contract, roles and eve
 	export MESH_COREDNS=$$coredns MESH_ETCD=$$new/etcd MESH_ETCDCTL=$$new/etcdctl MESH_ETCD_OLD=$$old/etcd && \
 	go test -count=1 -timeout 10m -v ./resolver/store/etcd && go test -count=1 -v -run 'TestForeignStore|TestProjection|TestRealCoreDNS' ./cmd/meshd
 
-test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resolved, dnsmasq and openresolv, in namespaces, and on a booted Debian; needs root
+test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resolved, dnsmasq and openresolv, in namespaces, and on a booted Debian, there with NetworkManager too; needs root
 	@packaging/needs root go iproute2 bind9-dnsutils dnsmasq-base dbus-daemon util-linux debootstrap systemd-container
 	resolved=$$(packaging/test/resolved) && MESH_RESOLVED=$$resolved go test -count=1 -timeout 10m -v -run 'TestSystemdResolved|TestDnsmasq|TestOpenresolv|TestTakeover' ./cmd/meshd
 	packaging/test/test-resolved
+	packaging/test/test-networkmanager
 
 test-dns: ## the DNS server asked by dig, kdig, drill and dnsperf, and a real BIND that carries its zones; needs root
 	@packaging/needs root go iproute2 bind9 bind9-dnsutils knot-dnsutils ldnsutils dnsperf

@@ -244,6 +244,11 @@ func (v *View) Lookup(name string) (h *Host, known bool) {
 	if h := v.byName[name]; h != nil {
 		return h, true
 	}
+	if node, ok := strings.CutSuffix(name, ".node"); ok { // Consul's name of it
+		if h := v.byName[node]; h != nil && h.Node && h.Name == node {
+			return h, true
+		}
+	}
 	return nil, v.empty[name]
 }
 

@@ -217,7 +217,7 @@ func (a *answer) inZone(full string, rel []string) (known bool) {
 		if n == 1 {
 			return len(a.v.Hosts()) > 0
 		}
-		h := a.v.Host(strings.TrimSuffix(full, ".node."+a.v.Zone) + "." + a.v.Zone)
+		h := a.v.Host(full)
 		if known = h != nil && h.Node; known {
 			a.data(a.name, h)
 		}

@@ -97,7 +97,9 @@ func (d *daemon) write(path string) {
 	d.warn("snapshot", "")
 	n := 0
 	for _, h := range set.Hosts {
-		n += 1 + len(h.Aliases)
+		if !strings.HasSuffix(h.Name, ".node."+v.Zone) {
+			n += 1 + len(h.Aliases)
+		}
 	}
 	d.snap.names.Store(int64(n))
 	d.snap.wrote.Store(time.Now().UnixNano())
@@ -115,6 +117,9 @@ func Set(v *resolver.View, hidden map[string]bool) nss.Set {
 			}
 		}
 		s.Hosts = append(s.Hosts, x)
+		if h.Node { // Consul's name of it, which is not listed among its names
+			s.Hosts = append(s.Hosts, nss.Host{Name: h.Name + ".node." + v.Zone, Addrs: h.Addrs, Shared: h.Addrs})
+		}
 	}
 	for _, g := range v.Groups() {
 		x := nss.Group{Name: g.Name}
