@@ -268,10 +268,21 @@ func hostsText(t *testing.T, v *resolver.View) map[string]string {
 
 func zoneFile(t *testing.T, v *resolver.View) map[string]string {
 	all := map[string][]netip.Addr{}
-	for line := range strings.Lines(exported(t, v, "zone")) {
-		if f := strings.Fields(line); len(f) == 4 && (f[2] == "A" || f[2] == "AAAA") && f[0] != "dns" {
-			gather(all, f[0]+"."+v.Zone, f[3])
+	aliases := map[string]string{}
+	for line := range strings.Lines(dnsd.ZoneFile(v, 0)) {
+		f := strings.Fields(line)
+		if len(f) != 5 || f[0] == "dns."+v.Zone+"." || strings.HasPrefix(f[0], "_") || strings.Contains(f[0], "._") {
+			continue
 		}
+		switch name, data := strings.TrimSuffix(f[0], "."), strings.TrimSuffix(f[4], "."); f[3] {
+		case "A", "AAAA":
+			gather(all, name, data)
+		case "CNAME":
+			aliases[name] = data
+		}
+	}
+	for name, target := range aliases {
+		all[name] = all[target]
 	}
 	return lists(all)
 }
