@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -tags netgo,osusergo -ldflags "-s -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-.PHONY: help build demo demo-mesh demo-services test test-nss test-net test-store test-etcd test-dns test-prometheus test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean
+.PHONY: help build demo demo-mesh demo-services test test-nss test-net test-store test-etcd test-dns test-prometheus test-consul test-checks test-dns-setup race check sim sim-scale fuzz fuzz-nss bench bench-nss bench-net bench-store bench-dns deb repro test-deb cross packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -84,10 +84,11 @@ test-etcd: ## an etcd that is there already: the store's contract, roles and eve
 	export MESH_COREDNS=$$coredns MESH_ETCD=$$new/etcd MESH_ETCDCTL=$$new/etcdctl MESH_ETCD_OLD=$$old/etcd && \
 	go test -count=1 -timeout 10m -v ./resolver/store/etcd && go test -count=1 -v -run 'TestForeignStore|TestProjection|TestRealCoreDNS' ./cmd/meshd
 
-test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resolved, dnsmasq and openresolv, in namespaces, and on a booted Debian; needs root
+test-dns-setup: ## mesh dns setup, undo and takeover with the real systemd-resolved, dnsmasq and openresolv, in namespaces, and on a booted Debian, there with NetworkManager too; needs root
 	@packaging/needs root go iproute2 bind9-dnsutils dnsmasq-base dbus-daemon util-linux debootstrap systemd-container
 	resolved=$$(packaging/test/resolved) && MESH_RESOLVED=$$resolved go test -count=1 -timeout 10m -v -run 'TestSystemdResolved|TestDnsmasq|TestOpenresolv|TestTakeover' ./cmd/meshd
 	packaging/test/test-resolved
+	packaging/test/test-networkmanager
 
 test-dns: ## the DNS server asked by dig, kdig, drill and dnsperf, and a real BIND that carries its zones; needs root
 	@packaging/needs root go iproute2 bind9 bind9-dnsutils knot-dnsutils ldnsutils dnsperf
@@ -96,6 +97,16 @@ test-dns: ## the DNS server asked by dig, kdig, drill and dnsperf, and a real BI
 test-prometheus: ## a real Prometheus finds a service, and scrapes it while it is well; needs root
 	@packaging/needs root go iproute2 curl python3 prometheus
 	go test -count=1 -timeout 10m -v -run TestRealPrometheus ./cmd/meshd
+
+test-consul: ## a real consul-template, and a Prometheus with consul_sd_configs, built through the Go proxy, against Consul's HTTP API; needs root; slow once
+	@packaging/needs root go iproute2 curl python3
+	dir=$$(packaging/test/consul) && MESH_CONSUL_TEMPLATE=$$dir/consul-template MESH_PROMETHEUS=$$dir/prometheus \
+	go test -count=1 -timeout 10m -v -run 'TestRealConsulTemplate|TestRealPrometheus' ./cmd/meshd
+
+test-checks: ## programs of health checks on booted Debian systems: plugins, and a hostile one that cannot read the node's key; needs root
+	@packaging/needs root go debootstrap systemd-container iproute2
+	packaging/test/test-checks
+	SUITE=bookworm packaging/test/test-checks
 
 race: ## the tests with the race detector, the long ones short
 	@packaging/needs go gcc libc6-dev binutils

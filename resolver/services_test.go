@@ -227,3 +227,69 @@ func TestCheckService(t *testing.T) {
 		}
 	})
 }
+
+// TestHostileHealth is a member that writes over what another has signed about its services: it can withhold, and it can show
+// what was signed last after the owner is gone, but neither change it nor bring back what was before.
+func TestHostileHealth(t *testing.T) {
+	run(t, func(t *testing.T, dir func(string) string) {
+		var st storetest.Memory
+		a, stopA := start(t, dir("a"), "bkero", &st)
+		b, stopB := start(t, dir("b"), "spencer", &st)
+		defer stopB()
+		defer stopA()
+		settle()
+		if landed, err := a.SetServices(t.Context(), []Service{service("http", 80)}); !landed || err != nil {
+			t.Fatal(landed, err)
+		}
+		key := store.HealthKey("bkero")
+		said := func(s State) []byte {
+			t.Helper()
+			a.SetHealth(map[string]Health{"http": {State: s}})
+			settle()
+			kv, err := st.Get(t.Context(), key)
+			if err != nil || kv.Modified == 0 {
+				t.Fatal(kv, err)
+			}
+			return slices.Clone(kv.Value)
+		}
+		put := func(value []byte) { // nil deletes
+			t.Helper()
+			if _, err := st.Commit(t.Context(), nil, []store.Op{{Key: key, Value: value}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		seal := func(by string) []byte {
+			x, err := store.Seal(key, store.Value{Seq: uint64(time.Now().Add(time.Hour).UnixMilli()), Health: map[string]store.Health{"http": {State: "passing"}}}, member(by))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return x
+		}
+		passing, critical := said(Passing), said(Critical)
+		wantStates(t, b, "http on bkero: critical")
+		for what, value := range map[string][]byte{"its own word": seal("nibz"), "what was before": passing, "nothing": nil, "noise": []byte("{}")} {
+			put(value)
+			settle()
+			wantStates(t, b, "http on bkero: critical")
+			if t.Failed() {
+				t.Fatal(what)
+			}
+		}
+		passing = said(Passing)
+		stopA()
+		settle()
+		wantStates(t, b, "http on bkero: offline")
+		put(critical)
+		settle()
+		wantStates(t, b, "http on bkero: offline") // older than what was seen
+		put(seal("nibz"))
+		settle()
+		wantStates(t, b, "http on bkero: offline")
+		put(passing) // what the owner has said last, for as long as the member goes on
+		settle()
+		wantStates(t, b, "http on bkero: passing")
+		put(nil)
+		settle()
+		wantStates(t, b, "http on bkero: offline")
+	})
+}

@@ -35,7 +35,7 @@ func (a *app) dnsCommand() *cobra.Command {
 			if err != nil && use != "undo" {
 				return err
 			}
-			if auto && use == "setup" && c.DNSSetup == "off" {
+			if auto && use == "setup" && !c.SetupDNS() {
 				return nil
 			}
 			did, err := do(cmd.Context(), w)
@@ -80,7 +80,7 @@ func (a *app) dnsCommand() *cobra.Command {
 			return did, err
 		})
 	for _, c := range []*cobra.Command{setup, undo} {
-		c.Flags().BoolVar(&auto, "auto", false, "as meshd.service has it done when it starts and ends: nothing that leaves a file in /etc, and as dns_setup in mesh.toml says")
+		c.Flags().BoolVar(&auto, "auto", false, "as meshd.service has it done when it starts and ends: nothing that leaves a file in /etc, and as setup in [dns] of mesh.toml says")
 	}
 	status := &cobra.Command{Use: "status", Short: "show whom programs that speak DNS ask, and whether they see mesh names", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -22,7 +22,7 @@ func (a *app) hostsCommand() *cobra.Command {
 	o := export.Options{Port: 9100}
 	cmd := &cobra.Command{
 		Use: "hosts", Short: "list every name of the mesh, also in the forms of other programs", Args: cobra.NoArgs,
-		Long: "Lists every name of the mesh: as a table, or for other programs. hosts is the syntax of /etc/hosts; zone a zone file; ssh-config something to Include in ~/.ssh/config; " +
+		Long: "Lists every name of the mesh: as a table, or for other programs. hosts is the syntax of /etc/hosts; zone a zone file with all that DNS answers, services too; ssh-config something to Include in ~/.ssh/config; " +
 			"ansible what a dynamic inventory prints, so a script that runs this is one; prometheus-sd what file_sd_configs read and http_sd_configs fetch.",
 		Example: "  mesh hosts --format hosts >/etc/dnsmasq.mesh\n  mesh hosts --format zone >/etc/bind/mesh.internal\n  mesh hosts --format zone --reverse 10.11.0.0/16 >/etc/bind/11.10.in-addr.arpa\n" +
 			"  mesh hosts --format ssh-config >~/.ssh/mesh\n  mesh hosts --format prometheus-sd --port 9100 >/etc/prometheus/mesh.json",
@@ -37,6 +37,14 @@ func (a *app) hostsCommand() *cobra.Command {
 			}
 			if o.Port < 1 || o.Port > 65535 {
 				return errors.New("--port is 1 to 65535")
+			}
+			if format == "zone" && reverse == "" {
+				var z api.Zone
+				if err := a.client().Do(cmd.Context(), "GET", "/v1/zone", nil, &z); err != nil {
+					return err
+				}
+				_, err := io.WriteString(cmd.OutOrStdout(), z.Text)
+				return err
 			}
 			var m export.Mesh
 			if err := a.client().Do(cmd.Context(), "GET", "/v1/hosts", nil, &m.Hosts); err != nil {

@@ -91,7 +91,9 @@ func TestSystemdResolved(t *testing.T) {
 	says(t, h, "mesh dns status", "there is no interface mesh0: start meshd")
 	up(t, h)
 	says(t, h, "mesh dns status", "way systemd-resolved, not set up")
-	says(t, h, "sed -i 's/^dns_setup = .*/dns_setup = \"off\"/' /etc/mesh/mesh.toml && grep ^dns_setup /etc/mesh/mesh.toml && mesh dns setup --auto && mesh dns status", `dns_setup = "off"`, "not set up")
+	says(t, h, "cp /etc/mesh/mesh.toml /run/before; printf '[dns]\nsetup = \"off\"\n' >>/etc/mesh/mesh.toml; mesh dns setup --auto && mesh dns status", "not set up")
+	says(t, h, "cp /run/before /etc/mesh/mesh.toml; sed -i '1i dns_setup = \"off\"' /etc/mesh/mesh.toml; mesh dns setup --auto && mesh dns status", "not set up")
+	says(t, h, "sed -i 's/^dns_setup.*/dns_setup = \"auto\"/' /etc/mesh/mesh.toml; mesh dns setup --auto && mesh dns status", "resolved, set up")
 }
 
 // TestDnsmasq sets up the real one, which reads a file when it is started.

@@ -60,7 +60,7 @@ func TestNames(t *testing.T) {
 	says(spencer, "mesh host show printer", "addresses 10.11.0.77 10.11.0.78", "aliases ink", "owner spencer", "metadata location = cellar")
 	until(t, bkero, "a name is there", "mesh hosts", "ink")
 	says(bkero, "mesh hosts --format hosts", "10.11.0.78 printer.mesh.internal printer ink.mesh.internal ink")
-	says(bkero, "mesh hosts --format zone", "printer IN A 10.11.0.78", "dns IN A 10.11.0.1")
+	says(bkero, "mesh hosts --format zone", "printer.mesh.internal. 10 IN A 10.11.0.78", "dns.mesh.internal. 10 IN A 10.11.0.1")
 	says(bkero, "mesh hosts --format zone --reverse 10.11.0.0/16", "77.0.11.10.in-addr.arpa. IN PTR printer.mesh.internal.")
 	says(bkero, "mesh hosts --format ssh-config", "Host printer.mesh.internal printer ink.mesh.internal ink HostName 10.11.0.77")
 	says(bkero, "mesh hosts --format ansible", `"mesh_meta": { "location": "cellar" }`)

@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"os"
 	"os/exec"
 	"syscall"
@@ -15,7 +16,7 @@ import (
 // TestRealPrometheus has a real Prometheus find a service, scrape it, and forget it when it is not well: by SRV, and by Consul's
 // HTTP API where it was built with that, which Debian's is not.
 func TestRealPrometheus(t *testing.T) {
-	prometheus, err := exec.LookPath("prometheus")
+	prometheus, err := exec.LookPath(cmp.Or(os.Getenv("MESH_PROMETHEUS"), "prometheus"))
 	if err != nil {
 		t.Skip("there is no prometheus: make test-prometheus")
 	}
@@ -29,7 +30,10 @@ func TestRealPrometheus(t *testing.T) {
 	}
 	until(t, bkero, "the store", "mesh status", "ok, revision")
 	must(t, bkero, "mkdir /run/web && echo 'mesh_test_total 42' >/run/web/metrics")
-	exporter, err := bkero.Start("python3", "-m", "http.server", "--bind", "10.77.0.1", "--directory", "/run/web", "9100")
+	exporter, err := bkero.Start("python3", "-c", `import http.server, os
+class exporter(http.server.SimpleHTTPRequestHandler): extensions_map = {"": "text/plain; version=0.0.4"}
+os.chdir("/run/web")
+http.server.test(exporter, port=9100, bind="10.77.0.1")`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,9 @@ package dnsd
 import (
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -222,6 +225,46 @@ func TestVersions(t *testing.T) {
 	}{{1, 0, true}, {0, 1, false}, {1, 1, false}, {0, 0xffffffff, true}, {0xffffffff, 0, false}, {0x7fffffff, 0, true}} {
 		if newer(c.a, c.b) != c.want {
 			t.Errorf("RFC 1982: %d after %d is not %v", c.a, c.b, c.want)
+		}
+	}
+}
+
+// TestZoneFile has BIND read the zone as a file, with metadata that would be lines of their own.
+func TestZoneFile(t *testing.T) {
+	v := sharedView
+	text := ZoneFile(v, 0)
+	for _, want := range []string{"; the mesh at revision", "\nbkero.mesh.internal.\t10\tIN\tA\t10.11.0.2\n", "\nlp.mesh.internal.\t10\tIN\tCNAME\t", "\n*.bkero.mesh.internal.", "_http._tcp.mesh.internal.", "\tSRV\t", "\tTXT\t", "bkero.node.mesh.internal."} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	hostile := resolver.Build(resolver.Parts{Zone: "mesh.internal", Prefixes: v.Prefixes, Revision: 42, Nodes: []resolver.Node{{Name: "bkero", Key: "k", Addrs: []netip.Addr{netip.MustParseAddr("10.11.0.2")}}},
+		Hosts: []resolver.Static{{Host: resolver.Host{Owner: "bkero", Name: "printer", Addrs: []netip.Addr{netip.MustParseAddr("10.11.0.77")}, Meta: map[string]string{"a": "x\"\n$INCLUDE /etc/passwd\nevil IN A 10.11.0.66", "b": "\\; ("}}}}})
+	path := filepath.Join(t.TempDir(), "zone")
+	if err := os.WriteFile(path, []byte(ZoneFile(hostile, 0)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	parser := dns.NewZoneParser(strings.NewReader(ZoneFile(hostile, 0)), "mesh.internal.", "")
+	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
+		n++
+		if strings.HasPrefix(rr.Header().Name, "evil") {
+			t.Error(rr)
+		}
+	}
+	if parser.Err() != nil || n < 8 {
+		t.Errorf("%d records, %v", n, parser.Err())
+	}
+	check, err := exec.LookPath("named-checkzone")
+	if err != nil {
+		t.Skip(err, ": it was read by our own parser only")
+	}
+	for _, text := range []string{text, ZoneFile(hostile, 0)} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.CommandContext(t.Context(), check, "-k", "ignore", "mesh.internal", path).CombinedOutput(); err != nil || !strings.Contains(string(out), "OK") {
+			t.Errorf("%v: %s", err, out)
 		}
 	}
 }

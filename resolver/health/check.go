@@ -72,7 +72,7 @@ type Check struct {
 	Expect   string            `toml:"expect,omitempty" json:"expect,omitempty"`     // of HTTP: a regular expression (RE2) that the first 64 KiB of the body match
 	Insecure bool              `toml:"insecure,omitempty" json:"insecure,omitempty"` // of HTTP: take any certificate
 
-	User     string            `toml:"user,omitempty" json:"user,omitempty"`           // of Script, where meshd is root; default Config.User
+	User     string            `toml:"user,omitempty" json:"user,omitempty"`           // of Script and OnChange; default Config.User
 	Env      map[string]string `toml:"env,omitempty" json:"env,omitempty"`             // of Script, beside what all get
 	Dir      string            `toml:"dir,omitempty" json:"dir,omitempty"`             // of Script; default /
 	OnChange []string          `toml:"on_change,omitempty" json:"on_change,omitempty"` // a program that is run after a change of state, with MESH_FROM, MESH_TO and MESH_OUTPUT
@@ -105,6 +105,7 @@ func (c Check) String() string { k, what := c.kind(); return k + " " + what }
 
 var (
 	checkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	userName  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
 	envName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
@@ -146,6 +147,9 @@ func (c Check) Validate() error {
 		if err := validateCommand(c.OnChange); err != nil {
 			return fmt.Errorf("on_change: %w", err)
 		}
+	}
+	if c.User != "" && !userName.MatchString(c.User) {
+		return fmt.Errorf("user %q is not a user's name", c.User)
 	}
 	for name, value := range c.Env {
 		if !envName.MatchString(name) || strings.ContainsRune(value, 0) {

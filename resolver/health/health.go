@@ -11,8 +11,10 @@
 //
 // Programs get a process group, which is killed as a whole when the program has ended or is out of time; a small
 // environment (PATH, LC_ALL=C, MESH_SERVICE, MESH_CHECK, and Config.Env); no capability, and no way to get one or to
-// become another user (no_new_privs); and another user than root unless "root" is said. They are in meshd's sandbox
-// (meshd.service): check_procs, say, sees no process of others there. On Windows there are none.
+// become another user (no_new_privs); and another user than root unless "root" is said. A meshd that is not root hands
+// them to another process of the user that they are for (ServePrograms, meshd-check@.service): so they cannot read what
+// meshd can, the node's key above all, nor signal meshd. They run as meshd's own user only where a check names it, and are
+// in meshd's sandbox (meshd.service) then. On Windows there are none.
 //
 // New starts nothing. Run owns every goroutine and program, and all are gone when it returns. All methods may be called
 // from any goroutine.
@@ -37,8 +39,12 @@ type Config struct {
 	Log     *slog.Logger
 	Changed func(Change)                   // is called for each change of state, in order, from Run's goroutine; may be nil
 	Env     []string                       // "NAME=value" for every program
-	User    string                         // of programs, where meshd is root and the check names nobody; default nobody
+	User    string                         // of programs whose check names nobody; default nobody where meshd is root, else mesh-check
 	Lookup  func(host string) []netip.Addr // names that are asked for before the system's; may be nil
+
+	// Where meshd is not root: the folder of sockets, one a user and named as that, at which ServePrograms runs programs
+	// of other users than meshd's own. Empty: meshd's own user runs all.
+	Programs string
 }
 
 // Status is how a check is.
@@ -427,7 +433,7 @@ func (r *Runner) runHooks(ctx context.Context, hooks <-chan hook) {
 		}
 		cmd := r.command(h.Service, h.c, h.c.OnChange, "MESH_FROM="+string(h.From), "MESH_TO="+string(h.To), "MESH_OUTPUT="+h.Output)
 		tctx, cancel := context.WithTimeout(ctx, scriptTimeout)
-		out, code, err := cmd.run(tctx)
+		out, code, err := cmd.do(tctx)
 		cancel()
 		if err == nil && code != 0 {
 			err = fmt.Errorf("exit status %d", code)

@@ -23,7 +23,7 @@ func isolate(cmd *exec.Cmd, user string) error {
 			return nil
 		}
 		if u, err := osuser.Lookup(user); err != nil || u.Uid != strconv.Itoa(os.Geteuid()) {
-			return fmt.Errorf("meshd is not root, so it cannot run this as the user %q: take user away, or run meshd as root", user)
+			return fmt.Errorf("meshd is not root, so it cannot run this as the user %q: run meshd as root", user)
 		}
 		return nil
 	}

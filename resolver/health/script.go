@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/exec"
 	"slices"
 	"time"
@@ -21,6 +22,7 @@ type command struct {
 	env  []string
 	dir  string
 	user string
+	at   string // the socket of who runs it; empty: we do
 }
 
 func (r *Runner) command(service string, c Check, argv []string, more ...string) command {
@@ -36,17 +38,23 @@ func (r *Runner) command(service string, c Check, argv []string, more ...string)
 	if cmd.user == "" {
 		cmd.user = r.cfg.User
 	}
+	if cmd.user == "" && r.cfg.Programs != "" && os.Geteuid() > 0 {
+		cmd.user = defaultUser
+	}
+	cmd.at = r.cfg.handed(cmd.user)
 	return cmd
 }
 
 // script runs a Nagios plugin.
 func script(ctx context.Context, cmd command) result {
-	out, code, err := cmd.run(ctx)
+	out, code, err := cmd.do(ctx)
 	text, perf := parseOutput(out)
 	res := result{state: Critical, output: text, perf: perf}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return result{state: Unknown, output: joined("it did not end in time and was killed", text), perf: perf}
+	case errors.Is(err, errNobody):
+		res.state, res.output = Unknown, clean(err.Error())
 	case err != nil:
 		res.output = joined(clean(err.Error()), text)
 	case code >= 0 && code <= 3:
@@ -65,6 +73,14 @@ func joined(what, text string) string {
 		what += ": " + text
 	}
 	return head(what, maxOutput)
+}
+
+// do runs a program, or has it run.
+func (c command) do(ctx context.Context) (out []byte, code int, err error) {
+	if c.at != "" {
+		return c.hand(ctx)
+	}
+	return c.run(ctx)
 }
 
 // run runs a program to its end or ctx's, and everything of its process group has ended with it. What has left the

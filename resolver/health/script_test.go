@@ -234,8 +234,8 @@ func TestOnChange(t *testing.T) {
 	}
 }
 
-// helper runs this test program as another process, which prints what f's script has said.
-func helper(t *testing.T, wrap []string, script string) string {
+// program is a copy of this test program that every user may run.
+func program(t *testing.T) string {
 	t.Helper()
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -248,7 +248,13 @@ func helper(t *testing.T, wrap []string, script string) string {
 	if err := os.WriteFile(exe, self, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(wrap[0], append(append([]string{}, wrap[1:]...), exe, "-test.run=^TestHelper$", "-test.v")...)
+	return exe
+}
+
+// helper runs this test program as another process, which prints what f's script has said.
+func helper(t *testing.T, wrap []string, script string) string {
+	t.Helper()
+	cmd := exec.Command(wrap[0], append(append([]string{}, wrap[1:]...), program(t), "-test.run=^TestHelper$", "-test.v")...)
 	cmd.Env = append(os.Environ(), "MESH_TEST_SCRIPT="+script)
 	out, err := cmd.CombinedOutput()
 	if err != nil {

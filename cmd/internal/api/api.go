@@ -138,6 +138,11 @@ type Hosts struct {
 	Services []Host         `json:"services,omitempty"` // names that stand for services, each with the addresses of those that are well
 }
 
+// Zone is GET /v1/zone: the mesh's zone as a zone file.
+type Zone struct {
+	Text string `json:"text"`
+}
+
 // Group is a group of GET /v1/groups. Of the body of PUT, Name and Members count: they are added to what there is.
 type Group struct {
 	Name    string   `json:"name"`

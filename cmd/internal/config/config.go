@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,9 @@ func (p Paths) Socket() string { return filepath.Join(p.Run, "mesh.sock") }
 // Snapshot is the file that libnss_mesh reads.
 func (p Paths) Snapshot() string { return filepath.Join(p.Run, "hosts.db") }
 
+// Programs is the folder of the sockets at which other users run the programs of checks (health.Config.Programs).
+func (p Paths) Programs() string { return p.Run + "-check" }
+
 // Config is mesh.toml.
 type Config struct {
 	Name      string   `toml:"name" comment:"This node's name, as in its certificate."`
@@ -67,7 +71,7 @@ type Config struct {
 	LAN       bool     `toml:"lan_discovery"`
 	Interface string   `toml:"interface" comment:"The tunnels' network interface, and the largest packet it takes in bytes, 1280 to 1420."`
 	MTU       int      `toml:"mtu"`
-	DNSSetup  string   `toml:"dns_setup" comment:"Have programs that speak DNS ask for mesh names: auto (when meshd starts, where that needs no file in /etc) or off."`
+	DNSSetup  string   `toml:"dns_setup,omitempty"` // what [dns] has as setup now
 	LogLevel  string   `toml:"log_level" comment:"debug, info, warn or error."`
 	Fallback  string   `toml:"service_fallback" comment:"What a name leads to when none who offer that service are well: \"none\" of them or \"all\"."`
 	Consul    []string `toml:"consul,omitempty" comment:"Where to answer Consul's HTTP API, read-only: \"127.0.0.1:8500\". Reports of health are taken there where consul_reports is true, of whoever can reach it."`
@@ -94,7 +98,7 @@ type Store struct {
 
 // Default returns the configuration that a file's keys are laid over.
 func Default() Config {
-	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: defaultInterface, MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, DNSSetup: "auto", LogLevel: "info", Fallback: FallbackNone}
+	return Config{Mesh: "mesh", Domain: "mesh.internal", Port: DefaultPort, Interface: defaultInterface, MTU: 1380, Relay: true, RelayMbit: 1000, PortMap: true, LAN: true, LogLevel: "info", Fallback: FallbackNone}
 }
 
 // Values of service_fallback.
@@ -246,7 +250,7 @@ func (c *Config) check() (string, error) {
 	if c.RelayMbit < 0 || c.RelayMbit > 1_000_000 {
 		return "relay_mbit", fmt.Errorf("%d is not from 0 to 1000000", c.RelayMbit)
 	}
-	if c.DNSSetup != "auto" && c.DNSSetup != "off" {
+	if !slices.Contains(dnsSetups, c.DNSSetup) {
 		return "dns_setup", fmt.Errorf("%q is neither auto nor off", c.DNSSetup)
 	}
 	if _, err := c.Level(); err != nil {

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -12,6 +13,7 @@ import (
 
 // DNS is the table [dns] of mesh.toml: how meshd answers DNS queries. What is not set is as DNSServer has it.
 type DNS struct {
+	Setup        string              `toml:"setup,omitempty"`
 	Listen       []string            `toml:"listen,omitempty"`
 	Allow        []string            `toml:"allow,omitempty"`
 	SingleLabels bool                `toml:"single_labels,omitempty"`
@@ -41,6 +43,12 @@ const DefaultDNSListen = "127.0.0.153"
 // DefaultDNSRate is how many answers a second one source gets by UDP.
 const DefaultDNSRate = 1000
 
+// dnsSetups are what setup may be; empty is auto.
+var dnsSetups = []string{"", "auto", "off"}
+
+// SetupDNS reports whether the machine's programs that speak DNS are to be had ask for mesh names (mesh dns setup --auto).
+func (c *Config) SetupDNS() bool { return cmp.Or(c.DNS.Setup, c.DNSSetup) != "off" }
+
 // DNSServer reads the table [dns].
 func (c *Config) DNSServer() (DNSServer, error) {
 	s, _, err := c.DNS.read()
@@ -50,6 +58,9 @@ func (c *Config) DNSServer() (DNSServer, error) {
 // read returns the key that is wrong and why.
 func (d DNS) read() (s DNSServer, key string, err error) {
 	s = DNSServer{SingleLabels: d.SingleLabels, TTL: d.TTL, Near: d.Near, Rate: DefaultDNSRate, Forward: map[string][]netip.AddrPort{}}
+	if !slices.Contains(dnsSetups, d.Setup) {
+		return s, "setup", fmt.Errorf("%q is neither auto nor off", d.Setup)
+	}
 	listen := d.Listen
 	if listen == nil && runtime.GOOS == "linux" { // elsewhere 127.0.0.1 is the only one there is
 		listen = []string{DefaultDNSListen}

@@ -54,6 +54,7 @@ secondaries = ["192.168.1.53"]
 		`listen = ["0.0.0.0"]`:                          "4: listen: [dns]: 0.0.0.0 is no address",
 		`listen = ["home"]`:                             "4: listen: [dns]: \"home\" is not an address",
 		`allow = ["192.168.1.1/24"]`:                    "4: allow: [dns]: \"192.168.1.1/24\" is not a network",
+		`setup = "on"`:                                  "4: setup: [dns]: \"on\" is neither auto nor off",
 		`ttl = -1`:                                      "4: ttl: [dns]: -1",
 		`rate = 2000000`:                                "4: rate: [dns]: 2000000",
 		`secondaries = ["ns2.example"]`:                 "4: secondaries: [dns]: \"ns2.example\" is not an address",
@@ -65,5 +66,21 @@ secondaries = ["192.168.1.53"]
 		if _, err := Parse([]byte(good + in)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", in, err, want)
 		}
+	}
+}
+
+// TestSetupDNS has setup in [dns], and where it was before.
+func TestSetupDNS(t *testing.T) {
+	for text, want := range map[string]bool{
+		"": true, "[dns]\nsetup = \"auto\"\n": true, "[dns]\nsetup = \"off\"\n": false, "dns_setup = \"off\"\n": false, "dns_setup = \"auto\"\n": true,
+		"dns_setup = \"off\"\n[dns]\nsetup = \"auto\"\n": true, "dns_setup = \"auto\"\n[dns]\nsetup = \"off\"\n": false,
+	} {
+		c, err := Parse([]byte("name = \"bkero\"\nprefix = \"10.11.0.0/16\"\n" + text))
+		if err != nil || c.SetupDNS() != want {
+			t.Errorf("%q: %v, want %t", text, err, want)
+		}
+	}
+	if _, err := Parse([]byte("name = \"bkero\"\nprefix = \"10.11.0.0/16\"\ndns_setup = \"on\"\n")); err == nil || !strings.Contains(err.Error(), "neither auto nor off") {
+		t.Error(err)
 	}
 }

@@ -7,8 +7,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -92,39 +94,124 @@ func (s *Service) check() error {
 }
 
 // LoadServices reads all files of services.d in the order of their names, and then what was added by command. Of two services
-// of one name the first holds. What is wrong is in errs, file by file; the other files count.
-func (p Paths) LoadServices() (services []Service, errs []error) {
-	files, _ := filepath.Glob(filepath.Join(p.ServiceDir(), "*.toml"))
-	slices.Sort(files)
+// of one name the first holds. What is wrong is in errs, file by file. The other files count, and so does what a file said
+// in before, when it was right. A file or folder is wrong, too, that others than root and this process's user may write.
+func (p Paths) LoadServices(before []Service) (services []Service, errs []error) {
 	from := map[string]string{}
-	add := func(path string, name func(string) string) {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			if !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("reading services: %w", err))
-			}
-			return
-		}
-		list, err := ParseServices(b)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s:%w", path, err))
-			return
-		}
+	add := func(list []Service, path string) {
 		for _, s := range list {
 			if other, dup := from[s.Name]; dup {
 				errs = append(errs, fmt.Errorf("service %q of %s is left out: %s has one of that name", s.Name, path, other))
 				continue
 			}
 			from[s.Name] = path
-			s.File = name(path)
 			services = append(services, s)
 		}
 	}
-	for _, f := range files {
-		add(f, func(path string) string { return path })
+	files, err := p.serviceFiles()
+	if err != nil {
+		errs = append(errs, fmt.Errorf("files of services are not read, what they said before holds: %w", err))
+		for _, s := range before {
+			if s.File != "" {
+				add([]Service{s}, s.File)
+			}
+		}
 	}
-	add(p.ServiceFile(), func(string) string { return "" })
+	for _, path := range files {
+		list, err := readServices(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			list = nil
+			for _, s := range before {
+				if s.File == path {
+					list = append(list, s)
+				}
+			}
+			if len(list) > 0 {
+				err = fmt.Errorf("%w; what it said before holds", err)
+			}
+			errs = append(errs, err)
+		}
+		add(list, path)
+	}
+	b, err := os.ReadFile(p.ServiceFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return services, errs
+	}
+	var list []Service
+	if err == nil {
+		list, err = parseFile(p.ServiceFile(), b)
+	}
+	if err != nil {
+		errs = append(errs, fmt.Errorf("services that were added by command: %w", err))
+	}
+	add(list, p.ServiceFile())
 	return services, errs
+}
+
+// serviceFiles are the files of services.d, or why none is to be read.
+func (p Paths) serviceFiles() ([]string, error) {
+	dir, err := os.Open(p.ServiceDir())
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return nil, err
+	}
+	defer dir.Close()
+	if _, err := trusted(p.ServiceDir(), dir); err != nil {
+		return nil, err
+	}
+	files, err := filepath.Glob(filepath.Join(p.ServiceDir(), "*.toml"))
+	slices.Sort(files)
+	return files, err
+}
+
+// readServices reads a file of services.d.
+func readServices(path string) ([]Service, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading services: %w", err)
+	}
+	defer f.Close()
+	byRoot, err := trusted(path, f)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxServiceFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading services: %w", err)
+	}
+	list, err := parseFile(path, b)
+	if err != nil {
+		return nil, err
+	}
+	for i := range list {
+		s := &list[i]
+		s.File = path
+		for _, c := range s.Checks {
+			if c.User != "" && !byRoot && !isSelf(c.User) {
+				return nil, fmt.Errorf("%s: a check of %s has the user %s, which is taken from files of root's alone: `chown root %[1]s`", path, s.Name, c.User)
+			}
+		}
+	}
+	return list, nil
+}
+
+// isSelf reports whether this process's user has that name.
+func isSelf(name string) bool {
+	u, err := user.Lookup(name)
+	return err == nil && u.Uid == strconv.Itoa(os.Geteuid())
+}
+
+func parseFile(path string, b []byte) ([]Service, error) {
+	list, err := ParseServices(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s:%w", path, err)
+	}
+	return list, nil
 }
 
 // SaveServices keeps services that were added by command.

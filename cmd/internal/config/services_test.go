@@ -70,7 +70,7 @@ func TestServicesKept(t *testing.T) {
 	if i, err := os.Stat(p.ServiceFile()); err != nil || i.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v", i, err)
 	}
-	if got, errs := p.LoadServices(); len(errs) != 0 || !reflect.DeepEqual(got, list) {
+	if got, errs := p.LoadServices(nil); len(errs) != 0 || !reflect.DeepEqual(got, list) {
 		t.Errorf("%+v %v, want %+v", got, errs, list)
 	}
 }

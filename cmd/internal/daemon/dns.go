@@ -17,6 +17,9 @@ import (
 
 // serveDNS answers DNS on the mesh addresses and where the configuration says. Without it the rest goes on.
 func (d *daemon) serveDNS(ctx context.Context) error {
+	if d.cfg.Load().DNSSetup != "" {
+		d.warn("dns_setup", "dns_setup in mesh.toml is an old key: say setup in the table [dns], and take it away")
+	}
 	c, err := d.cfg.Load().DNSServer()
 	if err != nil {
 		d.warn("dns", err.Error())

@@ -11,14 +11,20 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"mesh.internal/mesh/cmd/internal/api"
 	"mesh.internal/mesh/resolver"
+	"mesh.internal/mesh/resolver/dnsd"
 )
 
 // What people do with hosts and see of them.
 func (d *daemon) handleHosts(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/hosts", answer(func(*http.Request) (any, error) { return d.hosts(), nil }))
+	mux.HandleFunc("GET /v1/zone", answer(func(*http.Request) (any, error) {
+		c, err := d.cfg.Load().DNSServer()
+		return api.Zone{Text: dnsd.ZoneFile(d.names.View(), time.Duration(c.TTL)*time.Second)}, err
+	}))
 	mux.HandleFunc("GET /v1/hosts/{name}", answer(d.showHost))
 	mux.HandleFunc("GET /v1/watch", d.watch)
 	mux.HandleFunc("GET /v1/why/{name}", answer(d.why))

@@ -57,7 +57,7 @@ func (d *daemon) handleServices(mux *http.ServeMux) {
 
 // newChecks prepares what checks this node's services.
 func (d *daemon) newChecks() *health.Runner {
-	return health.New(health.Config{Log: d.log, Env: []string{"MESH_NODE=" + d.id.Node.Name, "MESH_DOMAIN=" + d.cfg.Load().Domain}, Lookup: func(host string) []netip.Addr {
+	return health.New(health.Config{Log: d.log, Programs: d.opts.Paths.Programs(), Env: []string{"MESH_NODE=" + d.id.Node.Name, "MESH_DOMAIN=" + d.cfg.Load().Domain}, Lookup: func(host string) []netip.Addr {
 		if h, _ := d.names.View().Lookup(host); h != nil {
 			return h.Addrs
 		}
@@ -120,12 +120,17 @@ func (d *daemon) serveServices(ctx context.Context) error {
 func (d *daemon) readServices(ctx context.Context) {
 	d.offers.changing.Lock()
 	defer d.offers.changing.Unlock()
-	list, errs := d.opts.Paths.LoadServices()
+	before := d.offers.now()
+	list, errs := d.opts.Paths.LoadServices(before)
 	good := list[:0:0]
 	for _, s := range list {
 		if _, err := d.offered(s); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", cmp.Or(s.File, d.opts.Paths.ServiceFile()), err))
-			continue
+			at := slices.IndexFunc(before, func(b config.Service) bool { return b.Name == s.Name && b.File == s.File })
+			if at < 0 {
+				continue
+			}
+			s = before[at]
 		}
 		good = append(good, s)
 	}

@@ -88,6 +88,9 @@ func TestServiceFiles(t *testing.T) {
 			{"a type that is none", "bad.toml", "[[service]]\ntype = \"F T P\"\nport = \"21\"\n", "http 80/tcp, ssh 22", []string{"bad.toml", "no type of services"}},
 			{"the name of another", "bad.toml", "[[service]]\ntype = \"ssh\"\nport = \"2222\"\n", "http 80/tcp, ssh 22", []string{"bad.toml", "left out", "a.toml"}},
 			{"it is repaired", "bad.toml", "[[service]]\ntype = \"ftp\"\nport = \"21\"\n", "ftp 21, http 80/tcp, ssh 22", nil},
+			{"it breaks again", "bad.toml", "[[service]\n", "ftp 21, http 80/tcp, ssh 22", []string{"bad.toml:1", "what it said before holds"}},
+			{"in another way", "bad.toml", "[[service]]\ntype = \"ftp\"\nport = \"2121\"\nttl = \"99h\"\n", "ftp 21, http 80/tcp, ssh 22", []string{"bad.toml", "ttl"}},
+			{"it is repaired again", "bad.toml", "[[service]]\ntype = \"ftp\"\nport = \"21\"\n", "ftp 21, http 80/tcp, ssh 22", nil},
 			{"a change", "http.toml", "[[service]]\ntype = \"http\"\nport = \"8080/tcp\"\n", "ftp 21, http 8080/tcp, ssh 22", nil},
 		} {
 			d.writeServices(t, s.file, s.text)

@@ -26,7 +26,7 @@ type Mesh struct {
 
 // Options are what some of the forms need to know.
 type Options struct {
-	Reverse netip.Prefix // zone: the reverse zone of this network, not the mesh's own zone
+	Reverse netip.Prefix // zone: the reverse zone of this network
 	Port    int          // prometheus-sd: the port that is scraped
 }
 
@@ -41,10 +41,7 @@ func Write(w io.Writer, format string, m Mesh, o Options) error {
 	case "json":
 		return writeJSON(w, m.Hosts)
 	case "zone":
-		if o.Reverse.IsValid() {
-			return reverse(w, m, o.Reverse)
-		}
-		return zone(w, m)
+		return reverse(w, m, o.Reverse)
 	case "ssh-config":
 		return sshConfig(w, m)
 	case "ansible":

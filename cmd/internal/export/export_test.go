@@ -60,7 +60,6 @@ var forms = map[string]struct {
 }{
 	"hosts":                            {"hosts", Options{}},
 	"hosts.json":                       {"json", Options{}},
-	"mesh.internal":                    {"zone", Options{}},
 	"11.10.in-addr.arpa":               {"zone", Options{Reverse: netip.MustParsePrefix("10.11.0.0/16")}},
 	"0.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa": {"zone", Options{Reverse: netip.MustParsePrefix("fd00:1::/48")}},
 	"ssh_config":                       {"ssh-config", Options{}},

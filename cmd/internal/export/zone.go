@@ -7,57 +7,15 @@ import (
 	"io"
 	"net/netip"
 	"strings"
-
-	"mesh.internal/mesh/cmd/internal/api"
 )
 
-// Zone files are as RFC 1035 section 5 has them. They have the addresses that the DNS server of each node answers with
-// (resolver/dnsd), and their reverse names. What it says beside that (SRV, TXT, browsing) a zone transfer has.
-
-// mostServers bounds the nodes that are named as servers of a zone.
-const mostServers = 8
+// Zone files are as RFC 1035 section 5 has them. That of the mesh's own zone is resolver/dnsd's, who answers for it.
 
 // head is what a zone begins with. Every node answers DNS at its addresses, so they are the zone's server, whose name no
 // host can have; serial is the store's revision, so that later is larger.
 func head(origin string, m Mesh) string {
 	return fmt.Sprintf("; the mesh at revision %d\n$ORIGIN %s.\n$TTL 60\n@\tIN\tSOA\tdns.%s. hostmaster.%s. (%d 60 10 86400 5)\n@\tIN\tNS\tdns.%s.\n",
 		m.Revision, origin, m.Domain, m.Domain, uint32(m.Revision), m.Domain)
-}
-
-func zone(w io.Writer, m Mesh) error {
-	var b strings.Builder
-	b.WriteString(head(m.Domain, m))
-	servers := 0
-	for _, h := range m.Hosts.Hosts {
-		if h.Node && servers < mostServers {
-			servers++
-			addrRecords(&b, "dns", h)
-		}
-	}
-	for _, h := range m.Hosts.Hosts {
-		addrRecords(&b, h.Name, h)
-		if h.Node {
-			addrRecords(&b, h.Name+".node", h)
-		}
-		for _, a := range h.Aliases {
-			addrRecords(&b, a, h)
-		}
-	}
-	for _, h := range m.Services {
-		addrRecords(&b, h.Name, h)
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
-func addrRecords(b *strings.Builder, name string, h api.Host) {
-	for _, a := range h.Addrs {
-		kind := "AAAA"
-		if a.Is4() {
-			kind = "A"
-		}
-		fmt.Fprintf(b, "%s\tIN\t%s\t%s\n", name, kind, a)
-	}
 }
 
 // reverse writes the reverse zone of a network: one name for each address, the one that it leads back to.

@@ -286,8 +286,10 @@ func (s System) Setup(ctx context.Context, w Want, auto bool) (did []string, err
 		}
 		return []string{"openresolv has the mesh's servers for " + w.Zone}, nil
 	case p.File != "":
-		if err := os.MkdirAll(filepath.Dir(s.path(p.File)), 0o755); err != nil {
-			return nil, err
+		if dir := filepath.Dir(s.path(p.File)); os.MkdirAll(filepath.Dir(dir), 0o755) == nil && os.Mkdir(dir, 0o755) == nil {
+			if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask is: the name server's user must read it
+				return nil, err
+			}
 		}
 		if err := config.WriteFile(s.path(p.File), []byte(p.Text), 0o644); err != nil {
 			return nil, fmt.Errorf("writing %s: %w", p.File, err)
