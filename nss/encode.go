@@ -15,8 +15,11 @@ import (
 
 // Encode makes a snapshot. Of several hosts with one name the first has it; an address leads back to the first host
 // that has it. It fails where a host or a group does not fit the format. It needs about 400 bytes for each name.
-func Encode(s Set) ([]byte, error) {
-	e := encoder{set: s}
+func Encode(s Set) ([]byte, error) { return encode(s, nil) }
+
+// encode is Encode, in buf if that is large enough.
+func encode(s Set, buf []byte) ([]byte, error) {
+	e := encoder{set: s, buf: buf}
 	if err := e.gather(); err != nil {
 		return nil, err
 	}
@@ -44,6 +47,7 @@ const (
 type encoder struct {
 	set  Set
 	recs [][]byte // of hosts, with all their names
+	buf  []byte   // to be used again
 
 	keys, addrs                      int // upper bounds, for several hosts may want one
 	hostBytes, groupBytes, copyBytes int
@@ -262,7 +266,12 @@ func (e *encoder) encode(spread float64) ([]byte, bool) {
 	namesAt := leaf.HeaderSize
 	addrsAt := namesAt + nameBuckets*stride
 	hostsAt := addrsAt + addrBuckets*leaf.LineSize
-	b := make([]byte, hostsAt, hostsAt+e.hostBytes+e.groupBytes)
+	size := hostsAt + e.hostBytes + e.groupBytes
+	if cap(e.buf) < size {
+		e.buf = make([]byte, 0, size+size/8)
+	}
+	b := e.buf[:hostsAt]
+	clear(b)
 	other, keys, ok := e.fill(b[namesAt:addrsAt], b[addrsAt:hostsAt], stride)
 	if !ok {
 		return nil, false

@@ -68,11 +68,18 @@ func checkName(n string) error {
 
 // WriteFile replaces the snapshot at path: a new file beside it, readable by all, synced, renamed. Readers see the old
 // or the new one, never a part.
-func WriteFile(path string, s Set) error {
-	b, err := Encode(s)
+func WriteFile(path string, s Set) error { return new(Writer).WriteFile(path, s) }
+
+// Writer writes one snapshot after the other, with memory that it keeps. A zero one is ready; it is for one goroutine.
+type Writer struct{ buf []byte }
+
+// WriteFile is as the function of that name.
+func (w *Writer) WriteFile(path string, s Set) error {
+	b, err := encode(s, w.buf)
 	if err != nil {
 		return fmt.Errorf("making a snapshot: %w", err)
 	}
+	w.buf = b
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return fmt.Errorf("writing a snapshot: %w", err)

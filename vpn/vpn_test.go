@@ -3,6 +3,7 @@
 package vpn_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/binary"
@@ -11,7 +12,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mesh.internal/mesh/vpn"
@@ -51,6 +54,11 @@ func newMesh(t *testing.T) *mesh {
 
 func (m *mesh) node(i int, connect ...string) *node {
 	m.t.Helper()
+	return m.nodeIn(i, m.t.TempDir(), connect...)
+}
+
+func (m *mesh) nodeIn(i int, dir string, connect ...string) *node {
+	m.t.Helper()
 	name := fmt.Sprintf("n%d", i)
 	k, wg, err := identity.NewKeys()
 	if err != nil {
@@ -68,7 +76,7 @@ func (m *mesh) node(i int, connect ...string) *node {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	n := &node{id: id, dir: m.t.TempDir(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 7655)}
+	n := &node{id: id, dir: dir, addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 7655)}
 	m.start(n, connect...)
 	return n
 }
@@ -228,6 +236,44 @@ func TestRestart(t *testing.T) {
 		t.Logf("%s is reached after %s", n.id.Node.Name, ping(t, other, n, 12*time.Second))
 		ping(t, n, other, time.Second)
 	}
+}
+
+// retained are the engine's peers of tests in bubbles, whose finalizers would read the bubbles' channels from outside.
+var retained sync.Map
+
+// TestClockGoesBack has a node's clock put back by an hour, and the node begun anew: what it begins its handshakes with is earlier
+// than what the other has seen, which refuses them until it sets the peer up anew.
+func TestClockGoesBack(t *testing.T) {
+	dirs := []string{t.TempDir(), t.TempDir()}
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		m.config = func(c *vpn.Config) {
+			c.Retain = func(peer any) { retained.Store(peer, true) }
+		}
+		for i := range dirs { // with a round trip of more than nothing
+			at := netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + i)})
+			m.net.Host(at.String()).Attach(m.net.Internet, at, vpntest.Link{Delay: 5 * time.Millisecond})
+		}
+		a, b := m.nodeIn(1, dirs[0]), m.nodeIn(2, dirs[1])
+		a.introduce(t, b)
+		b.introduce(t, a)
+		ping(t, a, b, 5*time.Second)
+		begins, other := a, b // by the smaller key
+		if bytes.Compare(a.id.WG.PublicKey().Bytes(), b.id.WG.PublicKey().Bytes()) > 0 {
+			begins, other = b, a
+		}
+		other.SawLater(begins.id.WG.PublicKey(), time.Now().Add(time.Hour))
+		begins.stop()
+		m.start(begins)
+		took := ping(t, other, begins, 30*time.Second)
+		t.Logf("reached after %s", took)
+		if took < 5*time.Second {
+			t.Error("the handshake was not refused: this tests nothing")
+		}
+		ping(t, begins, other, 5*time.Second)
+		a.stop()
+		b.stop()
+	})
 }
 
 func TestForgedSource(t *testing.T) {

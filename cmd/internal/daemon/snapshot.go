@@ -23,7 +23,8 @@ import (
 type snapshot struct {
 	names atomic.Int64
 	wrote atomic.Int64 // Unix nanoseconds
-	sets  Sets         // the writer's
+	sets  Sets         // these two are writeSnapshots'
+	file  nss.Writer
 }
 
 const (
@@ -92,7 +93,7 @@ func Pace(ctx context.Context, changed <-chan struct{}, next func() <-chan struc
 func (d *daemon) write(path string) {
 	v := d.names.View()
 	set := d.snap.sets.Of(v, hidden("/etc/hosts"))
-	if err := nss.WriteFile(path, set); err != nil {
+	if err := d.snap.file.WriteFile(path, set); err != nil {
 		d.warn("snapshot", api.SnapshotWarning+": "+err.Error())
 		return
 	}

@@ -54,6 +54,7 @@ type answer struct {
 type writes struct {
 	n, ns, names atomic.Int64
 	sets         daemon.Sets
+	file         nss.Writer
 }
 
 // playNode is a node until its input ends.
@@ -121,7 +122,7 @@ func playNode(in io.Reader, out io.Writer) error {
 
 func (w *writes) write(v *resolver.View, path string, wrote chan<- error) {
 	begin := time.Now()
-	err := nss.WriteFile(path, w.sets.Of(v, nil))
+	err := w.file.WriteFile(path, w.sets.Of(v, nil))
 	w.n.Add(1)
 	w.ns.Add(int64(time.Since(begin)))
 	w.names.Store(int64(len(v.Hosts())))
