@@ -129,6 +129,13 @@ func TestRealCoreDNS(t *testing.T) {
 			return must(t, h, "dig +noall +comments +answer "+server+" "+q+" | sed -n 's/.*status: \\([A-Z]*\\).*/\\1/p; s/^[^;].*\\sIN\\s*//p' | sort")
 		}
 		ours, theirs := answers("@10.77.0.1"), answers("-p 5353 @127.0.0.1")
+		if to := map[string]string{"lpt.mesh.internal A": "printer", "FILES.spencer.mesh.internal A": "nas.spencer"}[q]; to != "" { // the layout has addresses for aliases (docs/store.md)
+			alias := "CNAME\t" + to + ".mesh.internal.\n"
+			if !strings.Contains(ours, alias) {
+				t.Errorf("%s: %q here, without %q", q, ours, alias)
+			}
+			ours = strings.Replace(ours, alias, "", 1)
+		}
 		if ours != theirs || ours == "" {
 			t.Errorf("%s: %q here, %q from CoreDNS", q, ours, theirs)
 		}
