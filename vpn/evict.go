@@ -148,6 +148,7 @@ func (n *Node) remove(name string) {
 	delete(n.byID, m.id)
 	delete(n.records, name)
 	delete(n.members, name)
+	n.order = slices.DeleteFunc(n.order, func(x string) bool { return x == name })
 	delete(n.chosen, name)
 	delete(n.trials, name)
 	delete(n.exchanges, name)

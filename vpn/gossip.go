@@ -14,6 +14,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"mesh.internal/mesh/vpn/identity"
+	"mesh.internal/mesh/vpn/link"
 )
 
 // Node records, tombstones and the roster spread over the mesh itself: a new one is pushed once to each neighbour that has not sent
@@ -47,9 +48,13 @@ var (
 )
 
 const (
-	pushEvery   = 100 * time.Millisecond
-	pushes      = 20  // to one node in pushEvery: 1,000 records in 5 s
-	pushesInAll = 128 // in pushEvery: half of what may wait for the engine
+	pushEvery   = 10 * time.Millisecond
+	pushes      = 2  // to one node in pushEvery: 1,000 records in 5 s
+	pushesInAll = 16 // in pushEvery. Each takes 64 KiB of the engine's memory until it is sent, whatever its size
+
+	sessionEvery = 50 * time.Millisecond // where something waits for a session: is there one?
+	sessionLasts = 10 * time.Second      // it waits no longer
+	tryEvery     = time.Second
 
 	recheckFirst = 2 * time.Second // after a comparison that found differences; then twice as long each time, until repairEvery
 )
@@ -58,6 +63,8 @@ const (
 type exchange struct {
 	waiting []uint64 // places of what is to be pushed, in order
 	queued  map[uint64]bool
+	tried   time.Time // when something was last pushed without a session
+	silent  time.Time // since when there is none; zero: there is one, or nothing waits
 
 	recheck  time.Time     // when to compare again; zero: as always
 	differed time.Time     // when a difference last made recheck be set,
@@ -74,9 +81,13 @@ func (n *Node) exchange(name string) *exchange {
 	return x
 }
 
-// flood pushes a statement to the neighbours. n.mu is held.
+// flood pushes a statement to the neighbours, or a record where they are many to some of them (see fan). n.mu is held.
 func (n *Node) flood(at uint64, from string) {
-	for _, name := range n.neighbours() {
+	to := n.neighbours()
+	if s, ok := n.known.get(at); ok && s.kind == kindRecord {
+		to = n.fan(to)
+	}
+	for _, name := range to {
 		if name != from && at != place(kindRecord, name) { // a node knows its own record best
 			n.push(name, at)
 		}
@@ -103,22 +114,26 @@ func (n *Node) spread(ctx context.Context) {
 			return
 		case <-n.outgoing:
 		}
-		for more := true; more; {
-			more = n.pushSome()
-			if !sleep(ctx, pushEvery) {
+		for again := pushEvery; again > 0; {
+			again = n.pushSome(time.Now())
+			if !sleep(ctx, max(again, pushEvery)) {
 				return
 			}
 		}
 	}
 }
 
-// pushSome pushes what may be pushed now, and reports whether it is to be called again.
-func (n *Node) pushSome() (more bool) {
+// pushSome pushes what may be pushed now, and returns when it is to be called again, unless something new is to be pushed; 0: not.
+func (n *Node) pushSome(now time.Time) (again time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	room := pushesInAll
 	for name, x := range n.exchanges { // in another order each time
-		for k := 0; len(x.waiting) > 0 && k < pushes && room > 0; k++ {
+		if len(x.waiting) == 0 {
+			continue
+		}
+		may := x.may(n.peers[name], now)
+		for k := 0; len(x.waiting) > 0 && k < may && room > 0; k++ {
 			at := x.waiting[0]
 			x.waiting = x.waiting[1:]
 			delete(x.queued, at)
@@ -129,13 +144,40 @@ func (n *Node) pushSome() (more bool) {
 			n.send(name, s.message())
 			room--
 		}
-		if len(x.waiting) == 0 {
+		switch {
+		case len(x.waiting) == 0:
 			x.waiting = nil // the array is not kept
-		} else {
-			more = true
+		case may > 0:
+			again = pushEvery
+		case again == 0:
+			again = sessionEvery
 		}
 	}
-	return n.part() || more
+	if n.part() && again == 0 {
+		again = sessionEvery
+	}
+	return again
+}
+
+// may is how much may be pushed now to a node, nil if it is no peer yet, for which something waits. Without a session that is one
+// thing now and then, which has the engine ask for one: what the engine has no session for it keeps, in 64 KiB each.
+func (x *exchange) may(p *link.Peer, now time.Time) int {
+	if p != nil && p.Sealing() {
+		x.silent = time.Time{}
+		return pushes
+	}
+	if x.silent.IsZero() {
+		x.silent = now
+	}
+	switch {
+	case now.Sub(x.silent) > sessionLasts: // a comparison will find what it lacks
+		x.waiting, x.silent = nil, time.Time{}
+		clear(x.queued)
+	case now.Sub(x.tried) >= tryEvery:
+		x.tried = now
+		return 1
+	}
+	return 0
 }
 
 // message is the push of a statement.

@@ -144,6 +144,56 @@ func (s *seam) sent(t testing.TB) (all []message) {
 	return all
 }
 
+// sessionWith makes a node a peer with whom the engine has a session, or none.
+func (n *Node) sessionWith(t testing.TB, name string, session bool) {
+	t.Helper()
+	if n.link == nil {
+		n.link = link.New(nil, n.cfg.Identity.WG, 1412)
+	}
+	p, err := n.link.Peer(name, n.records[name].WG)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if session {
+		n.link.Send([][]byte{{transportData}}, p)
+	}
+	n.peers[name] = p
+}
+
+// TestWithoutSession has something to push to a peer without a session: one thing in a second, and nothing is left in the end.
+func TestWithoutSession(t *testing.T) {
+	n, ca := testNode(t, "n0")
+	s := n.running(t)
+	if err := n.Learn(nodeOf(t, ca, "n1", 1).Records()[0].Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	n.sessionWith(t, "n1", false)
+	push := func() {
+		for i := range 1000 {
+			at := place(kindRecord, fmt.Sprintf("node-%d", i))
+			n.known.put(newStatement(kindRecord, fmt.Sprintf("node-%d", i), version{1, 1}, fmt.Appendf(nil, "record %d", i)))
+			n.push("n1", at)
+		}
+	}
+	push()
+	start := time.Now()
+	now, sent := start, 0
+	for again := pushEvery; again > 0; now = now.Add(again) {
+		again = n.pushSome(now)
+		sent += len(s.sent(t))
+	}
+	if took := now.Sub(start); sent > 11 || took > sessionLasts+time.Second || len(n.exchanges["n1"].queued) > 0 {
+		t.Errorf("%d were pushed in %s without a session, and %d still wait", sent, took, len(n.exchanges["n1"].queued))
+	}
+	push()
+	n.pushSome(now)
+	n.sessionWith(t, "n1", true)
+	s.sent(t)
+	if n.pushSome(now); len(s.sent(t)) != pushes {
+		t.Error("nothing is pushed when there is a session")
+	}
+}
+
 // TestPace gives a node a thousand records that another lacks, and five versions of one: they go out a few at a time, of
 // each only the newest, and none that the other has sent meanwhile.
 func TestPace(t *testing.T) {
@@ -153,7 +203,7 @@ func TestPace(t *testing.T) {
 	if err := n.Learn(other.Records()[0].Bytes()); err != nil {
 		t.Fatal(err)
 	}
-	n.peers["n1"] = &link.Peer{}
+	n.sessionWith(t, "n1", true)
 	from := other.cfg.Identity.Node.Addrs[1]
 	for i := range 1000 {
 		n.known.put(newStatement(kindRecord, fmt.Sprintf("node-%d", i), version{1, 1}, fmt.Appendf(nil, "record %d", i)))
@@ -172,7 +222,7 @@ func TestPace(t *testing.T) {
 	n.receive(from, again)
 	seen := map[string]int{}
 	for rounds := 1; ; rounds++ {
-		more := n.pushSome()
+		more := n.pushSome(time.Now())
 		sent := s.sent(t)
 		if len(sent) > pushes {
 			t.Fatalf("%d pushes at a time", len(sent))
@@ -180,7 +230,7 @@ func TestPace(t *testing.T) {
 		for _, m := range sent {
 			seen[string(m.Record)]++
 		}
-		if !more {
+		if more == 0 {
 			t.Logf("%d rounds of %s", rounds, pushEvery)
 			break
 		}

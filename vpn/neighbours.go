@@ -5,10 +5,9 @@ package vpn
 import (
 	"cmp"
 	"context"
-	"hash/fnv"
-	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"mesh.internal/mesh/vpn/identity"
@@ -21,7 +20,9 @@ import (
 
 const (
 	autoNeighbours = 3                // besides those in Connect
-	wantNeighbours = 8                // the same where nothing is reached, or a peer that is needed is not
+	wantNeighbours = 8                // the same where nothing is reached for soonReached, or a peer that is needed is not
+	soonReached    = time.Second      // a node that starts need not ask eight at once
+	soonFound      = time.Second / 2  // before, a peer that is needed and has no way is not missed: an answer takes a round trip
 	seekEvery      = 5 * time.Second  // all of them, where nothing is reached
 	trialLasts     = 8 * time.Second  // until then a neighbour must be reached directly
 	trialsEvery    = 20 * time.Second // when there are two already, so that there is a way round either
@@ -63,7 +64,10 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 	}
 	chosen := map[string]bool{}
 	up, public, tried := 0, 0, false
-	online, most := n.reached(now)
+	online, most, sure := n.reached(now)
+	if !sure.IsZero() {
+		at(sure)
+	}
 	for _, name := range n.cfg.Connect {
 		if n.records[name] != nil && name != n.self {
 			chosen[name] = true
@@ -71,7 +75,7 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 			count(&public, Public(n.records[name]))
 		}
 	}
-	names := n.ranked(chosen)
+	others := len(n.order) - len(chosen)
 	every := func() time.Duration {
 		if up < 2 || most > autoNeighbours {
 			return trialsSoon
@@ -83,7 +87,6 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 		t := n.trials[name]
 		if t == nil {
 			t = &trial{}
-			n.trials[name] = t
 		}
 		switch {
 		case n.direct(name):
@@ -103,33 +106,41 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 			t.wait = min(max(2*t.wait, retryFirst), retryLast)
 			if !online { // it says nothing about the other
 				t.wait = 0
-				if len(names) > most { // who is to have a turn too
+				if others > most { // who is to have a turn too
 					t.wait = trialLasts
 				}
 			}
 			t.until = now.Add(t.wait)
+			n.trials[name] = t
 			at(now)
 			return
 		}
 		if !t.up {
 			at(t.since.Add(trialLasts + time.Millisecond))
 		}
+		n.trials[name] = t
 		chosen[name] = true
 		auto++
 		count(&public, Public(n.records[name]))
 	}
-	for _, name := range names { // what works is kept, in the order of rank; and who is in use meanwhile
-		if n.chosen[name] && n.direct(name) && (auto < most || auto < wantNeighbours && now.Sub(n.peers[name].Status().LastSent) < routesLast) {
+	for _, name := range n.ranked() { // what works is kept, in the order of rank; and who is in use meanwhile
+		if !chosen[name] && n.direct(name) && (auto < most || auto < wantNeighbours && now.Sub(n.peers[name].Status().LastSent) < routesLast) {
 			take(name)
 		}
 	}
-	for _, name := range names {
-		if public < publicOnes && auto < most && !chosen[name] && Public(n.records[name]) {
+	for _, name := range n.order {
+		if public >= publicOnes || auto >= most {
+			break
+		}
+		if !chosen[name] && Public(n.records[name]) {
 			take(name)
 		}
 	}
-	for _, name := range names {
-		if auto < most && !chosen[name] {
+	for _, name := range n.order {
+		if auto >= most {
+			break
+		}
+		if !chosen[name] {
 			take(name)
 		}
 	}
@@ -153,6 +164,9 @@ func (n *Node) choose(now time.Time) (again time.Time) {
 			}
 		}
 		at(now.Add(seekEvery))
+		if soon := n.offline.Add(soonReached); now.Before(soon) {
+			at(soon)
+		}
 	}
 	return again
 }
@@ -163,34 +177,50 @@ func (n *Node) direct(name string) bool {
 	return p != nil && p.Status().Direct
 }
 
-// reached reports whether any node is reached directly, and how many neighbours there should be, besides those in Connect.
-// n.mu is held.
-func (n *Node) reached(now time.Time) (online bool, most int) {
+// reached reports whether any node is reached directly, and how many neighbours there should be, besides those in Connect, and
+// when that is to be asked again (zero: when something has changed). n.mu is held.
+func (n *Node) reached(now time.Time) (online bool, most int, again time.Time) {
 	most = autoNeighbours
-	for _, p := range n.peers {
-		s := p.Status()
+	for name, p := range n.peers {
+		s, m := p.Status(), n.members[name]
 		online = online || s.Direct
-		if s.Way == (link.Way{}) && now.Sub(s.LastSent) < trialLasts {
+		switch {
+		case s.Way != (link.Way{}) || now.Sub(s.LastSent) >= trialLasts:
+			m.missed = time.Time{}
+		case m.missed.IsZero():
+			m.missed = now
+			fallthrough
+		case now.Sub(m.missed) < soonFound:
+			again = m.missed.Add(soonFound)
+		default:
 			most = wantNeighbours // somebody may know a way to it
 		}
 	}
-	if !online {
+	switch {
+	case online:
+		n.offline = time.Time{}
+	case n.offline.IsZero():
+		n.offline = now
+	}
+	if !online && now.Sub(n.offline) >= soonReached {
 		most = wantNeighbours
 	}
-	return online, most
+	return online, most, again
 }
 
-// ranked are the other nodes but some, in an order of this node's own, so that each is somebody's first. n.mu is held.
-func (n *Node) ranked(but map[string]bool) []string {
-	rank := make(map[string]uint64, len(n.records))
-	for name := range n.records {
-		if name != n.self && !but[name] {
-			h := fnv.New64a()
-			h.Write([]byte(n.self + "\x00" + name))
-			rank[name] = h.Sum64()
-		}
+// byRank compares other nodes in an order of this node's own, so that each is somebody's first. Names differ in little, so it takes
+// a hash of which every bit depends on all. n.mu is held.
+func (n *Node) byRank(a, b string) int {
+	return cmp.Or(cmp.Compare(n.members[a].rank, n.members[b].rank), strings.Compare(a, b))
+}
+
+// ranked are the chosen neighbours by rank. n.mu is held.
+func (n *Node) ranked() (out []string) {
+	for name := range n.chosen {
+		out = append(out, name)
 	}
-	return slices.SortedFunc(maps.Keys(rank), func(a, b string) int { return cmp.Compare(rank[a], rank[b]) })
+	slices.SortFunc(out, n.byRank)
+	return out
 }
 
 func count(n *int, yes bool) {
@@ -217,7 +247,7 @@ const tendEvery = 30 * time.Second
 func (n *Node) tend(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var last []string // neighbours that were reached
+	last := map[string]bool{} // neighbours that were reached
 	for {
 		select {
 		case <-ctx.Done():
@@ -231,18 +261,26 @@ func (n *Node) tend(ctx context.Context) {
 		n.mu.Lock()
 		now := time.Now()
 		again := n.choose(now)
-		near := n.neighbours()
-		for _, name := range near {
-			if !slices.Contains(last, name) {
+		near := map[string]bool{}
+		for _, name := range n.neighbours() {
+			if near[name] = true; !last[name] {
 				n.compareWith(name) // it may know others, and want to know ours
 			}
 		}
 		last = near
 		n.announce(0)
+		if kept := n.started.Add(linksKeep); now.Before(kept) {
+			again = sooner(again, kept)
+		}
+		if n.unsaid {
+			again = sooner(again, now.Add(linksSettle))
+		}
 		again = n.stream(now, again)
 		n.watch(now)
 		n.assign()
-		n.reroute()
+		if at := n.reroute(now); !at.IsZero() {
+			again = sooner(again, at)
+		}
 		for name := range n.peers {
 			if n.tell(name) {
 				again = sooner(again, now.Add(tellEvery))

@@ -17,15 +17,17 @@ import (
 
 // member is a record with what is derived from it.
 type member struct {
-	id    link.ID
-	cands map[netip.AddrPort]time.Time // where it may be, as it or others told, besides its record; until when
-	told  time.Time                    // when this node's candidates were sent to it,
-	tells int                          // how often the same ones,
-	said  []netip.AddrPort             // and which
-	since time.Time                    // it is a peer
-	up    bool                         // it was reached, and that was told
-	asked bool                         // it was asked for a session when sweep came last
-	down  bool                         // the router of a subnet, and cannot be reached
+	id     link.ID
+	rank   uint64                       // as a neighbour of this node
+	cands  map[netip.AddrPort]time.Time // where it may be, as it or others told, besides its record; until when
+	told   time.Time                    // when this node's candidates were sent to it,
+	tells  int                          // how often the same ones,
+	said   []netip.AddrPort             // and which
+	since  time.Time                    // it is a peer
+	missed time.Time                    // something is sent to it, and there is no way
+	up     bool                         // it was reached, and that was told
+	asked  bool                         // it was asked for a session when sweep came last
+	down   bool                         // the router of a subnet, and cannot be reached
 
 	wanted              bool // a stream
 	udpSince, noneSince time.Time
@@ -350,6 +352,17 @@ func (n *Node) Peers() []PeerStatus {
 		return 1
 	})
 	return out
+}
+
+// Dropped is how many packets of this machine's programs were dropped since the start: to keep the queue before the tunnels
+// short, as any queue that does not grow must, and because it was full.
+func (n *Node) Dropped() (late, full uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.seam == nil {
+		return 0, 0
+	}
+	return n.seam.dropped()
 }
 
 // statusOf is how things stand with a known node; of its traffic, what t has. n.mu is held.

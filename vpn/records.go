@@ -59,7 +59,7 @@ func (n *Node) Learn(record []byte) error {
 }
 
 func (n *Node) learn(b []byte, from string) (news bool, err error) {
-	r, err := n.cfg.Identity.CA.ParseRecord(b)
+	r, err := n.cfg.Parse(b)
 	if err != nil {
 		return false, err
 	}
@@ -80,6 +80,8 @@ func (n *Node) learn(b []byte, from string) (news bool, err error) {
 			n.cfg.Log.Error("this node's name has been given to another: join again, or ask who invited it", "peer", n.self)
 		} else if old != nil && r.Node.Serial.Cmp(old.Node.Serial) == 0 {
 			n.announce(r.Seq) // our own from before the disk was lost: go on from there
+		} else if old == nil && r.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 { // before Run, as from the disk
+			return false, n.adopt(r)
 		}
 		return false, nil
 	}
@@ -123,8 +125,11 @@ func (n *Node) adopt(r *identity.Record) error {
 		delete(n.byID, m.id)
 	}
 	if m == nil {
-		m = &member{cands: map[netip.AddrPort]time.Time{}}
+		m = &member{cands: map[netip.AddrPort]time.Time{}, rank: place(n.self+"\x00", name)}
 		n.members[name] = m
+		if i, found := slices.BinarySearchFunc(n.order, name, n.byRank); !found && name != n.self {
+			n.order = slices.Insert(n.order, i, name)
+		}
 	}
 	m.id = id
 	n.records[name], n.byID[id] = r, name
@@ -174,9 +179,17 @@ func (n *Node) announce(after uint64) {
 	old := n.records[n.self]
 	if old != nil {
 		after = max(after, old.Seq)
+		if time.Since(n.started) < linksKeep {
+			said.Links = merge(said.Links, old.Links)
+		}
 		said.Links = steady(old.Links, said.Links)
+		n.unsaid = false
 		if same := slices.Equal(old.Endpoints, eps) && slices.Equal(old.Hosts, hosts) && old.NoRelay == said.NoRelay && old.Join == said.Join && old.Fit == said.Fit && slices.Equal(old.Subnets, said.Subnets); after == old.Seq && same && old.Node.Serial.Cmp(n.cfg.Identity.Node.Serial) == 0 {
-			if slices.Equal(old.Links, said.Links) || !n.said.may(time.Now(), linksEvery, linksBurst) {
+			if slices.Equal(old.Links, said.Links) {
+				return
+			}
+			now := time.Now()
+			if n.unsaid = len(old.Links) > 0 && now.Sub(n.saidAt) < linksSettle; n.unsaid || !n.said.may(now, linksEvery, linksBurst) {
 				return
 			}
 		}
@@ -186,6 +199,7 @@ func (n *Node) announce(after uint64) {
 		n.cfg.Log.Error("making this node's record", "err", err)
 		return
 	}
+	n.saidAt = time.Now()
 	n.adopt(r)
 	n.note()
 	n.flood(place(kindRecord, n.self), "")
@@ -198,8 +212,10 @@ type pacer struct {
 }
 
 const (
-	linksBurst = 5 // changes of links, announced
-	linksEvery = 15 * time.Second
+	linksBurst  = 5 // changes of links, announced
+	linksEvery  = 15 * time.Second
+	linksSettle = time.Second      // between two: they come in bursts
+	linksKeep   = 10 * time.Second // after the start, those of before are told of too: they are about to be found again
 )
 
 func (p *pacer) may(now time.Time, every time.Duration, burst float64) bool {
@@ -247,7 +263,7 @@ func (n *Node) load() {
 		return
 	}
 	for _, b := range all {
-		r, err := n.cfg.Identity.CA.ParseRecord(b)
+		r, err := n.cfg.Parse(b)
 		if err == nil && n.tombstones[r.Node.Name].Voids(r.Node) && r.Node.Name != n.self {
 			continue
 		}

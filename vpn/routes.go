@@ -157,12 +157,18 @@ func (r *routes) to(id link.ID) (out []link.Route) {
 	return out
 }
 
-// reroute tells the peers of new routes. n.mu is held.
-func (n *Node) reroute() {
+// reroute tells the peers of new routes, at most every millisecond for each node that is known: a mesh that starts has news all the
+// time, and what a map takes to draw grows with the mesh. It returns when it is to be called again; zero: there is no need. n.mu is held.
+func (n *Node) reroute(now time.Time) (again time.Time) {
+	if next := n.rerouting.Add(time.Duration(len(n.records)) * time.Millisecond); now.Before(next) {
+		return next
+	}
+	n.rerouting = now
 	n.routes = nil // drawn anew when somebody needs it
 	for name := range n.peers {
 		n.refresh(name)
 	}
+	return time.Time{}
 }
 
 // routesTo returns routes to a peer, if it may need some: it is not reached directly, or something is sent to it, so that
@@ -220,6 +226,16 @@ func (n *Node) links() (out []identity.Link) {
 		out = append(out, c.Link)
 	}
 	return out
+}
+
+// merge returns links with those of before that are not among them, as far as there is room.
+func merge(links, before []identity.Link) []identity.Link {
+	for _, l := range before {
+		if len(links) < identity.MaxLinks && !slices.ContainsFunc(links, func(x identity.Link) bool { return x.To == l.To }) {
+			links = append(links, l)
+		}
+	}
+	return links
 }
 
 // steady returns what to announce of the links: the old ones, as long as the new differ in little.

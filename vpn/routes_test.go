@@ -81,3 +81,21 @@ func BenchmarkRoutes(b *testing.B) {
 		r.to(link.ID{200, 3, 1})
 	}
 }
+
+// TestLinksOfBefore starts a node anew: as long as it finds no other links than before, it says nothing.
+func TestLinksOfBefore(t *testing.T) {
+	before := []identity.Link{{To: [6]byte{1}, Cost: 20 * time.Millisecond}, {To: [6]byte{2}, Cost: 30 * time.Millisecond}}
+	for _, c := range []struct {
+		now  []identity.Link
+		same bool
+	}{
+		{nil, true},
+		{[]identity.Link{{To: [6]byte{2}, Cost: 31 * time.Millisecond}}, true},
+		{[]identity.Link{{To: [6]byte{2}, Cost: 30 * time.Millisecond}, {To: [6]byte{1}, Cost: 25 * time.Millisecond}}, true},
+		{[]identity.Link{{To: [6]byte{3}, Cost: 30 * time.Millisecond}}, false},
+	} {
+		if got := steady(before, merge(c.now, before)); slices.Equal(got, before) != c.same {
+			t.Errorf("of %v and %v it tells %v", c.now, before, got)
+		}
+	}
+}

@@ -120,6 +120,11 @@ func (s *seam) inject(pkt []byte) {
 	s.wake()
 }
 
+// dropped is how many packets of the kernel the queue has dropped to stay short, and because it was full.
+func (s *seam) dropped() (late, full uint64) {
+	return s.queue.Dropped.Late.Load(), s.queue.Dropped.Full.Load()
+}
+
 // Read implements tun.Device. One goroutine may call it.
 func (s *seam) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for wait := s.rest == nil && s.queue.Empty(); ; wait = true {

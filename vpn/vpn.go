@@ -59,6 +59,8 @@ type Config struct {
 	Socket func(network string) (net.PacketConn, error) // tests: instead of a UDP socket at any port
 	// Tests: instead of netif.Watch; nil with a TUN: addresses do not change.
 	Watch func(ctx context.Context, changed func()) error
+	// Tests: instead of Identity.CA.ParseRecord, where many nodes of a process verify the same records.
+	Parse func(b []byte) (*identity.Record, error)
 	// Tests in a bubble of testing/synctest: gets each of the engine's peers, to keep it from the garbage collector.
 	Retain func(peer any)
 
@@ -106,6 +108,7 @@ type Node struct {
 	changed    chan struct{}
 	records    map[string]*identity.Record    // by name, this node's too
 	members    map[string]*member             // the same names
+	order      []string                       // the same names but this node's, by rank
 	tombstones map[string]*identity.Tombstone // by name
 	roster     *identity.Roster               // who keeps the store; nil: not known
 	known      digest                         // records, tombstones, roster
@@ -118,10 +121,16 @@ type Node struct {
 	chosen     map[string]bool // neighbours of this node's choice
 	trials     map[string]*trial
 	lastTrial  time.Time
+	offline    time.Time               // since when nothing is reached directly; zero: something is
 	routers    map[netip.Prefix]string // of subnets, as the engine knows
 	weights    map[netip.Prefix]uint16 // of those subnets
 	routes     *routes
+	rerouting  time.Time // when the peers were last told of them
+	crowds     crowds
 	said       pacer // of this node's record
+	saidAt     time.Time
+	unsaid     bool // links have changed since, and that waits for linksSettle
+	started    time.Time
 	seam       *seam // nil unless Run runs
 	mapper     *portmap.Mapper
 	finder     *lan.Finder
@@ -151,6 +160,9 @@ func New(cfg Config) (*Node, error) {
 		if !cfg.Identity.Node.Allows(s.Prefix) {
 			return nil, fmt.Errorf("the certificate of %s does not allow the subnet %s: whoever invites here must say --subnet %s in a new invitation, with which to join again", n.self, s.Prefix, s.Prefix)
 		}
+	}
+	if cfg.Parse == nil {
+		n.cfg.Parse = cfg.Identity.CA.ParseRecord
 	}
 	if cfg.Locals == nil {
 		n.cfg.Locals = func() ([]netip.Addr, error) { return netif.Addrs(cfg.Prefixes) }
@@ -202,7 +214,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 	e.retain = n.cfg.Retain
 	n.mu.Lock()
-	n.seam, n.engine, n.link = s, e, l
+	n.seam, n.engine, n.link, n.started = s, e, l, time.Now()
 	n.load()
 	n.announce(0)
 	n.mu.Unlock()

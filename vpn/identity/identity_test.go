@@ -139,3 +139,22 @@ func FuzzParseRecord(f *testing.F) {
 		}
 	})
 }
+
+// FuzzParseSubnet checks that what is read as a subnet is one, and is read from what it writes.
+func FuzzParseSubnet(f *testing.F) {
+	for _, s := range []string{"10.11.22.0/24", "10.11.22.0/24#5", "fd00:1234::/48#65535", "10.11.22.1/24", "10.0.0.0/8#65536", "fe80::%eth0/64", "::ffff:10.0.0.0/104", "#", "0.0.0.0/0#-1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		sub, err := ParseSubnet(s)
+		if err != nil {
+			return
+		}
+		if err := CheckSubnet(sub.Prefix); err != nil {
+			t.Errorf("%q is read: %v", s, err)
+		}
+		if again, err := ParseSubnet(sub.String()); err != nil || again != sub {
+			t.Errorf("%q is read as %s, and that as %s: %v", s, sub, again, err)
+		}
+	})
+}

@@ -59,6 +59,8 @@ type Link struct {
 	byID   map[ID]*Peer
 	closed chan struct{} // by Close; nil unless open
 
+	begins begins // Run's
+
 	queue sync.Mutex // guards dirty
 	dirty []*Peer    // to be ticked
 }
@@ -97,6 +99,7 @@ type Peer struct {
 	carried  atomic.Int64          // when it was last handed a probe of others, the same
 	heardAt  atomic.Int64
 	want     atomic.Bool // the engine waits for a session; the leader's engine does so by itself
+	sealing  atomic.Bool // see Sealing
 
 	relayed allowance
 
@@ -349,6 +352,10 @@ func (p *Peer) Anew() {
 	p.wake()
 }
 
+// Sealing reports whether the engine has a session to send in, as far as can be seen from here: it has sent sealed packets
+// since it last asked for one. What it gets otherwise waits in it.
+func (p *Peer) Sealing() bool { return p.sealing.Load() }
+
 // leads reports whether this node begins the handshakes of the pair: the one with the smaller key does, and the other
 // asks for one in its probes. Were both to begin at once, each would drop the other's answer for rekeyTimeout, and
 // wireguard-go, whose workers take handshakes side by side, might make a session of which the two ends have different
@@ -549,6 +556,30 @@ func (l *Link) Run(ctx context.Context) {
 	}
 }
 
+// begins bounds how many handshakes are begun because peers ask for them or were restarted: who comes back to a mesh of a thousand
+// would otherwise begin a thousand at once, whose answers come at once, and each takes 64 KiB while it waits. What somebody sends
+// packets for is not bounded here. Only Run's goroutine uses it.
+type begins struct {
+	left float64
+	at   time.Time
+}
+
+const (
+	beginMost = 32  // at once
+	beginRate = 250 // a second: 5 % of a core
+	beginWait = 20 * time.Millisecond
+)
+
+func (b *begins) take(now time.Time) bool {
+	b.left = min(beginMost, b.left+beginRate*now.Sub(b.at).Seconds())
+	b.at = now
+	if b.left < 1 {
+		return false
+	}
+	b.left--
+	return true
+}
+
 // lateAfter is how late Run may be without doubt in its own clock; sleptAfter is how far the clocks may part without the
 // machine having slept (or its clock having been set, after which looking for ways anew does no harm).
 const (
@@ -581,6 +612,9 @@ func (p *Peer) tick(now time.Time) time.Time {
 		again = p.begun.Add(rekeyTimeout / 10) // the last one may have been with the new run
 	}
 	begin := p.lost && best != nil && !now.Before(again)
+	if begin && !l.begins.take(now) {
+		begin, again = false, now.Add(beginWait)
+	}
 	if begin {
 		p.lost, p.void = false, false
 	} else if p.lost {
@@ -760,6 +794,7 @@ func (l *Link) ours(s *sorter, b []byte, w Way, ep conn.Endpoint) (int, conn.End
 const (
 	initiation = 1
 	response   = 2
+	cookie     = 3
 )
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
@@ -832,6 +867,14 @@ func (l *Link) Send(bufs [][]byte, ep conn.Endpoint) error {
 	kind := bufs[0][0]
 	if best == nil || kind == initiation {
 		defer p.wake()
+	}
+	switch {
+	case kind > cookie:
+		if !p.sealing.Load() {
+			p.sealing.Store(true)
+		}
+	case kind == initiation:
+		p.sealing.Store(false)
 	}
 	switch {
 	case kind == initiation && !p.leads():

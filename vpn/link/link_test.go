@@ -298,3 +298,20 @@ func TestPathSilent(t *testing.T) {
 		t.Errorf("%d ticks in %s", ticks, tr.now.Sub(time.Unix(1000, 0)))
 	}
 }
+
+// TestBegins asks for a thousand handshakes at once: they are begun over some seconds.
+func TestBegins(t *testing.T) {
+	var b begins
+	now, begun := time.Unix(1000, 0), 0
+	for range int(time.Second / beginWait) {
+		for range 1000 {
+			if b.take(now) {
+				begun++
+			}
+		}
+		now = now.Add(beginWait)
+	}
+	if begun < beginRate || begun > beginRate+beginMost {
+		t.Errorf("%d were begun in a second", begun)
+	}
+}

@@ -229,7 +229,7 @@ func (p *path) tick(now time.Time) (outs []out, next time.Time) {
 			c.missed++
 			c.good, c.better = 0, 0
 			c.waiting = time.Time{}
-			if c.missed < goneAfter { // more in a row is not loss but a cut
+			if c.missed < goneAfter && !c.answered.IsZero() { // more in a row is not loss but a cut, and before the first answer nobody may be there
 				c.loss += (1 - c.loss) / 32
 			}
 			if c == p.best && c.missed == 1 {

@@ -14,6 +14,7 @@ package queue
 import (
 	"hash/maphash"
 	"math"
+	"sync/atomic"
 	"time"
 
 	"mesh.internal/mesh/vpn/ip"
@@ -104,8 +105,8 @@ type Queue[P any] struct {
 	fresh ring[P]
 	peers struct{ head, tail *Peer[P] }
 	bytes int // of memory
-	// Dropped counts packets that were dropped to keep the queue short, and because it was full.
-	Dropped struct{ Late, Full uint64 }
+	// Dropped counts packets that were dropped to keep the queue short, and because it was full. Any goroutine may read it.
+	Dropped struct{ Late, Full atomic.Uint64 }
 	pool    pool[P]
 }
 
@@ -266,7 +267,7 @@ func (q *Queue[P]) take(f *flow[P], now time.Time) *Packet[P] {
 		if !f.late(p, now) {
 			return p
 		}
-		q.Dropped.Late++
+		q.Dropped.Late.Add(1)
 		if p.Next++; p.Next < p.GSO.Count(p.Data) {
 			return p
 		}
@@ -326,7 +327,7 @@ func (q *Queue[P]) overflow() {
 		longest.head = p.next
 		longest.bytes -= len(p.Data)
 		q.bytes -= len(p.buf)
-		q.Dropped.Full++
+		q.Dropped.Full.Add(1)
 		q.Free(p)
 	}
 }

@@ -144,7 +144,7 @@ func TestStandingQueue(t *testing.T) {
 	b := newBench(t)
 	peer := &Peer[int]{}
 	count := func(wait, total time.Duration) uint64 {
-		before := b.Dropped.Late
+		before := b.Dropped.Late.Load()
 		for range total / time.Millisecond {
 			for b.send(peer, 1, 60000, 0); b.bytes < int(wait/time.Millisecond)*MaxPacket; b.send(peer, 1, 60000, 0) {
 			}
@@ -153,7 +153,7 @@ func TestStandingQueue(t *testing.T) {
 		}
 		for _, _, ok := b.next(); ok; _, _, ok = b.next() {
 		}
-		return b.Dropped.Late - before
+		return b.Dropped.Late.Load() - before
 	}
 	if n := count(0, 500*time.Millisecond); n != 0 {
 		t.Errorf("%d packets of an empty queue were dropped", n)
@@ -190,8 +190,8 @@ func TestDropOfSuperPacket(t *testing.T) {
 			t.Fatalf("%d packets were dropped at once", p.Next)
 		}
 	}
-	if skipped == 0 || whole < 2*skipped || uint64(skipped) != b.Dropped.Late {
-		t.Errorf("%d super-packets are whole, %d lack a packet, %d were dropped", whole, skipped, b.Dropped.Late)
+	if skipped == 0 || whole < 2*skipped || uint64(skipped) != b.Dropped.Late.Load() {
+		t.Errorf("%d super-packets are whole, %d lack a packet, %d were dropped", whole, skipped, b.Dropped.Late.Load())
 	}
 }
 
@@ -204,7 +204,7 @@ func TestOverflow(t *testing.T) {
 	for i := range 10000 {
 		b.send(peer, 1, 1500, uint32(i)+100)
 	}
-	if b.bytes > maxBytes || b.Dropped.Full == 0 {
+	if b.bytes > maxBytes || b.Dropped.Full.Load() == 0 {
 		t.Errorf("%d bytes wait", b.bytes)
 	}
 	small, last := 0, uint32(0)
@@ -277,8 +277,8 @@ func FuzzQueue(f *testing.F) {
 		}
 		for take(b.Sparse(b.now)) || take(b.Bulk(b.now, always)) {
 		}
-		if sent != got+b.Dropped.Late+b.Dropped.Full || !b.Empty() {
-			t.Fatalf("%d went in, %d came out, %+v were dropped", sent, got, b.Dropped)
+		if sent != got+b.Dropped.Late.Load()+b.Dropped.Full.Load() || !b.Empty() {
+			t.Fatalf("%d went in, %d came out, %d and %d were dropped", sent, got, b.Dropped.Late.Load(), b.Dropped.Full.Load())
 		}
 	})
 }

@@ -5,8 +5,11 @@
 package sim
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -22,11 +25,14 @@ import (
 // that nodes send.
 type Size struct {
 	Nodes      int
+	Start      Traffic       // until all have started: bytes in all, not per second
 	Idle       Traffic       // for measureFor, settled
+	Tunnels    float64       // of a node, then
+	MostTuns   int           // of the one that has most
 	Churn      Traffic       // the same, while one node leaves or comes back every half minute
 	Join       time.Duration // from a new node's introduction until all know it
 	Heal       time.Duration // from the end of a partition into halves until all know what changed in the other half
-	Heap       int           // bytes per node
+	Heap       int           // bytes per node, which has all records for itself
 	Goroutines float64       // per node
 	CPU        time.Duration // of this process, per node and hour of idling
 }
@@ -39,8 +45,10 @@ type Traffic struct {
 
 const (
 	scaleSettle = 10 * time.Minute // until the tunnels of the beginning that nobody uses are gone (idleAfter), and told so
+	startFor    = 30 * time.Second // from the last one's start until what that sets going is over
 	measureFor  = 10 * time.Minute
-	startEvery  = 200 * time.Millisecond // at most, between two
+	startEvery  = 200 * time.Millisecond // at most, between two,
+	backEvery   = 10 * time.Millisecond  // and where all come back
 	churnEvery  = 30 * time.Second
 	partFor     = 2 * time.Minute
 	giveUp      = 10 * time.Minute // waiting for all to know something
@@ -93,8 +101,9 @@ func (c *counter) traffic(nodes int, d time.Duration) (t Traffic) {
 }
 
 // Scale measures a mesh of count nodes on the internet, each 10 to 40 ms away from it, that know each other from the
-// beginning. It tells its progress to say.
-func Scale(w *World, count int, say func(format string, args ...any)) (s Size, err error) {
+// beginning. With back they also know the links that they had, as after a power cut: otherwise each node has to tell all others of its
+// own at the start, which costs the square of their number. It tells its progress to say.
+func Scale(w *World, count int, back bool, say func(format string, args ...any)) (s Size, err error) {
 	s.Nodes = count
 	began := time.Now()
 	heap, goroutines := uses()
@@ -113,21 +122,32 @@ func Scale(w *World, count int, say func(format string, args ...any)) (s Size, e
 	}
 	all := slices.Clone(w.nodes)
 	var records [][]byte
-	for _, n := range all {
-		r, err := n.id.Record(uint64(time.Now().UnixMilli()), identity.Said{Endpoints: n.addresses()})
+	for i, n := range all {
+		said := identity.Said{Endpoints: n.addresses()}
+		if back {
+			said.Links = had(all, i)
+		}
+		r, err := n.id.Record(uint64(time.Now().UnixMilli()), said)
 		if err != nil {
 			return s, err
 		}
 		records = append(records, r.Bytes())
 	}
-	for i, n := range all {
-		if err := n.StartKnowing(append(slices.Clone(records[:i]), records[i+1:]...)); err != nil {
+	for _, n := range all {
+		if err := n.StartKnowing(records); err != nil {
 			return s, err
 		}
-		w.Sleep(time.Duration(w.Rand.Int64N(int64(startEvery)))) // machines are not switched on all at once
+		every := startEvery
+		if back {
+			every = backEvery
+		}
+		w.Sleep(time.Duration(w.Rand.Int64N(int64(every)))) // machines are not switched on all at once
 	}
+	w.Sleep(startFor)
+	s.Start = c.traffic(count, time.Second)
+	say("%d nodes have started: %.0f KiB sent by each until then", count, s.Start.Mean/1024)
 	w.Sleep(scaleSettle)
-	say("%d nodes have started", count)
+	say("they have settled")
 
 	cpu := used()
 	c.reset()
@@ -136,23 +156,43 @@ func Scale(w *World, count int, say func(format string, args ...any)) (s Size, e
 	s.CPU = (used() - cpu) * time.Duration(time.Hour/measureFor) / time.Duration(count)
 	h, g := uses()
 	s.Heap, s.Goroutines = (h-heap)<<10/count, float64(g-goroutines)/float64(count)
-	say("idle: %.0f B/s, %d KiB and %.0f goroutines a node", s.Idle.Mean, s.Heap>>10, s.Goroutines)
+	shared, err := w.recordsHeap(all[0])
+	if err != nil {
+		return s, err
+	}
+	s.Heap += shared
+	for _, n := range all {
+		has := 0
+		for _, p := range n.running().Peers() {
+			if p.Active {
+				has++
+			}
+		}
+		s.Tunnels += float64(has) / float64(count)
+		s.MostTuns = max(s.MostTuns, has)
+	}
+	say("idle: %.0f B/s, %d KiB (%d of records), %.0f goroutines and %.1f tunnels a node", s.Idle.Mean, s.Heap>>10, shared>>10, s.Goroutines, s.Tunnels)
 
 	c.reset()
 	var away *Node
+	var disk [][]byte // what it knew
 	for end := time.Now().Add(measureFor); time.Now().Before(end); w.Sleep(churnEvery) {
 		if away != nil {
-			if err := away.StartKnowing(records); err != nil {
+			if err := away.StartKnowing(disk); err != nil {
 				return s, err
 			}
 			away = nil
 		} else {
 			away = all[1+w.Rand.IntN(count-1)]
+			disk = disk[:0]
+			for _, r := range away.running().Records() {
+				disk = append(disk, r.Bytes())
+			}
 			away.Stop()
 		}
 	}
 	if away != nil {
-		if err := away.StartKnowing(records); err != nil {
+		if err := away.StartKnowing(disk); err != nil {
 			return s, err
 		}
 	}
@@ -200,15 +240,81 @@ func Scale(w *World, count int, say func(format string, args ...any)) (s Size, e
 	return s, nil
 }
 
+// had are the links of the ith of nodes that have been up for long: to the first, which is in Connect, and to three in an order of
+// its own, which is vpn's; and as far as there is room, to those that have it among theirs. Were the order another, it would only
+// cost more to start.
+func had(all []*Node, i int) (out []identity.Link) {
+	chosen := func(i int) (out []int) {
+		type place struct {
+			rank [sha256.Size]byte
+			i    int
+		}
+		var order []place
+		for j, n := range all {
+			if j != i && j > 0 {
+				order = append(order, place{sha256.Sum256([]byte(all[i].Name + "\x00" + n.Name)), j})
+			}
+		}
+		slices.SortFunc(order, func(a, b place) int { return bytes.Compare(a.rank[:], b.rank[:]) })
+		if i > 0 {
+			out = append(out, 0)
+		}
+		for _, p := range order[:min(len(order), 3)] {
+			out = append(out, p.i)
+		}
+		return out
+	}
+	if all[0].chose == nil {
+		for i, n := range all {
+			n.chose = chosen(i)
+		}
+	}
+	by := func(a, b identity.Link) int { return slices.Compare(a.To[:], b.To[:]) }
+	to := func(j int) identity.Link {
+		id := sha256.Sum256(all[j].id.WG.PublicKey().Bytes())
+		return identity.Link{To: [6]byte(id[:]), Cost: 2 * (all[i].away + all[j].away)}
+	}
+	for _, j := range all[i].chose {
+		out = append(out, to(j))
+	}
+	slices.SortFunc(out, by)
+	var others []identity.Link
+	for j, n := range all {
+		if slices.Contains(n.chose, i) && !slices.Contains(all[i].chose, j) {
+			others = append(others, to(j))
+		}
+	}
+	slices.SortFunc(others, by)
+	return append(out, others[:min(len(others), identity.MaxLinks-len(out))]...)
+}
+
+// recordsHeap measures what the records that a node knows take, in bytes: here all nodes share them (parsed).
+func (w *World) recordsHeap(n *Node) (int, error) {
+	var own []*identity.Record
+	before, _ := uses()
+	for _, r := range n.running().Records() {
+		r, err := w.ca.ParseRecord(r.Bytes())
+		if err != nil {
+			return 0, err
+		}
+		own = append(own, r)
+	}
+	after, _ := uses()
+	runtime.KeepAlive(own)
+	return (after - before) << 10, nil
+}
+
 // scaleNode makes a node without a disk.
 func (w *World) scaleNode(net *network, i int) (*Node, error) {
 	h := w.Net.Host(fmt.Sprintf("n%d", i))
 	a := net.public()
-	h.Attach(w.Net.Internet, a, vpntest.Link{Delay: time.Duration(10+w.Rand.IntN(31)) * time.Millisecond})
+	away := time.Duration(10+w.Rand.IntN(31)) * time.Millisecond
+	h.Attach(w.Net.Internet, a, vpntest.Link{Delay: away})
 	n, err := w.Node(h)
 	if err != nil {
 		return nil, err
 	}
+	n.away = away
 	n.dir += "/none"
 	n.Public = []string{netip.AddrPortFrom(a, Port).String()}
 	return n, nil
@@ -279,12 +385,12 @@ func used() time.Duration {
 // Table is sizes as Markdown.
 func Table(sizes []Size) string {
 	var b strings.Builder
-	b.WriteString("| nodes | idle, B/s a node | of that probes, handshakes, gossip | the busiest node | churn, B/s a node | the busiest | a join is known after | a heal after | heap a node | goroutines a node | processor a node |\n")
-	b.WriteString("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	b.WriteString("| nodes | idle, B/s a node | of that probes, handshakes, gossip | the busiest node | churn, B/s a node | the busiest | a join is known after | a heal after | sent until all have started, KiB a node | the busiest | tunnels a node, most | heap a node | goroutines a node | processor a node |\n")
+	b.WriteString("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, s := range sizes {
-		fmt.Fprintf(&b, "| %d | %.0f | %.0f, %.0f, %.0f | %.0f | %.0f | %.0f | %.2f s | %.2f s | %d KiB | %.0f | %.3f %% |\n", s.Nodes,
+		fmt.Fprintf(&b, "| %d | %.0f | %.0f, %.0f, %.0f | %.0f | %.0f | %.0f | %.2f s | %.2f s | %.0f | %.0f | %.1f, %d | %d KiB | %.0f | %.3f %% |\n", s.Nodes,
 			s.Idle.Mean, s.Idle.Probes, s.Idle.Handshakes, s.Idle.Data, s.Idle.Most, s.Churn.Mean, s.Churn.Most,
-			s.Join.Seconds(), s.Heal.Seconds(), s.Heap>>10, s.Goroutines, 100*s.CPU.Hours())
+			s.Join.Seconds(), s.Heal.Seconds(), s.Start.Mean/1024, s.Start.Most/1024, s.Tunnels, s.MostTuns, s.Heap>>10, s.Goroutines, 100*s.CPU.Hours())
 	}
 	return b.String()
 }

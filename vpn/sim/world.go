@@ -55,7 +55,39 @@ type World struct {
 	stop    context.CancelFunc
 	wg      sync.WaitGroup // talkers and the judge
 
+	parsed parsed
+
 	nodes []*Node // only the goroutine that owns the world adds to it; the judge has its own copy
+}
+
+// parsed are records that were verified: all nodes share them, since what comes of the same bytes is the same, and neither the
+// processor time nor the memory of a thousand nodes that verify and keep a thousand records each is there.
+type parsed struct {
+	sync.Mutex
+	records map[string]*identity.Record // by their bytes
+}
+
+const maxParsed = 20000
+
+func (p *parsed) parse(ca *identity.CA) func(b []byte) (*identity.Record, error) {
+	return func(b []byte) (*identity.Record, error) {
+		p.Lock()
+		r := p.records[string(b)]
+		p.Unlock()
+		if r != nil {
+			return r, nil
+		}
+		r, err := ca.ParseRecord(b)
+		if err == nil {
+			p.Lock()
+			if p.records == nil || len(p.records) >= maxParsed {
+				p.records = map[string]*identity.Record{}
+			}
+			p.records[string(b)] = r
+			p.Unlock()
+		}
+		return r, err
+	}
 }
 
 // kept holds every engine peer ever made, with all that hangs on it, until the process ends: wireguard-go drains a peer's
@@ -126,6 +158,9 @@ type Node struct {
 	Public  []string
 	Connect []string
 	Batch   int // datagrams that its socket takes at a time
+
+	away  time.Duration // Scale's: from the internet
+	chose []int         // and its neighbours
 
 	w   *World
 	id  *identity.Identity
@@ -202,6 +237,7 @@ func (n *Node) StartKnowing(records [][]byte) error {
 		},
 		Dial:   n.Host.Dial,
 		Retain: retain,
+		Parse:  n.w.parsed.parse(n.w.ca),
 	})
 	if err != nil {
 		cancel()

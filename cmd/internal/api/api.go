@@ -29,10 +29,18 @@ type Status struct {
 	Store    Store    `json:"store"`
 	Snapshot Snapshot `json:"snapshot"`
 
+	Dropped Dropped `json:"dropped"` // packets of this machine's programs, since meshd's start
+
 	Projections []Projection `json:"projections,omitempty"` // of mesh.toml's project
 
 	Evicted  []Evicted `json:"evicted,omitempty"` // nodes, the latest first, at most twenty
 	Warnings []string  `json:"warnings"`
+}
+
+// Dropped counts packets that waited for the tunnels and were dropped.
+type Dropped struct {
+	Late uint64 `json:"late"` // to keep the queue short: a sender's sign to slow down
+	Full uint64 `json:"full"` // because it was full
 }
 
 // Evicted is a node that was evicted, and the answer to POST /v1/evict.

@@ -104,6 +104,7 @@ func (d *daemon) status() api.Status {
 		}
 		s.Peers = append(s.Peers, ap)
 	}
+	s.Dropped.Late, s.Dropped.Full = d.node.Dropped()
 	st := d.names.State()
 	s.Store = storeOf(st)
 	s.Store.Endpoints = d.endpoints()
