@@ -48,7 +48,7 @@ const (
 	startFor    = 30 * time.Second // from the last one's start until what that sets going is over
 	measureFor  = 10 * time.Minute
 	startEvery  = 200 * time.Millisecond // at most, between two,
-	backEvery   = 10 * time.Millisecond  // and where all come back
+	backEvery   = 50 * time.Millisecond  // and where all come back
 	churnEvery  = 30 * time.Second
 	partFor     = 2 * time.Minute
 	giveUp      = 10 * time.Minute // waiting for all to know something
