@@ -30,12 +30,12 @@ func TestProjection(t *testing.T) {
 	must(t, h, `mesh init --name spencer && echo 'project = ["skydns", "hosts"]' >>/etc/mesh/mesh.toml && meshd -check`)
 	up(t, h)
 	store := run(t, h, "meshd-etcd")
-	// Of a node with two addresses: a key for each, the same for it as name server, and the apex; forwards and back.
-	until(t, h, "the projection", "mesh status", "project    skydns, written by this node, 7 keys")
-	until(t, h, "the projection", "mesh status", "project    hosts, written by this node, 2 keys")
+	// Of a node with two addresses: a key for each, also by its name in Consul's tree and as name server, and the apex; forwards and back.
+	until(t, h, "the projection", "mesh status", "project    skydns, written by this node, 9 keys")
+	until(t, h, "the projection", "mesh status", "project    hosts, written by this node, 4 keys")
 	must(t, h, "mesh host add printer $(mesh hosts --format hosts | sed -n 's/^10\\.\\([0-9]*\\)\\..*/10.\\1.0.77/p')")
-	until(t, h, "a new name", "mesh status", "written by this node, 9 keys")
-	until(t, h, "a new name", "mesh status --json", `"keys": 4`)
+	until(t, h, "a new name", "mesh status", "written by this node, 11 keys")
+	until(t, h, "a new name", "mesh status --json", `"keys": 6`)
 	store.Signal(syscall.SIGKILL)
 	<-store.Done()
 	until(t, h, "the store is away", "mesh status", "project    skydns, not written: ")
@@ -75,7 +75,7 @@ func TestForeignStore(t *testing.T) {
 	if out := must(t, h, "cat /etc/mesh/mesh.toml; mesh status --json"); strings.Contains(out, "SECRET") {
 		t.Error("the password is shown")
 	}
-	until(t, h, "the projection", "mesh status", "skydns, written by this node, 7 keys")
+	until(t, h, "the projection", "mesh status", "skydns, written by this node, 9 keys")
 	until(t, h, "the projection", "ETCDCTL_USER=root:rootword etcdctl get --print-value-only /hosts/spencer.mesh.internal", "10.")
 	must(t, h, "chmod 644 /etc/mesh/store/password")
 	if out, ok := say(t, h, "meshd -check"); ok || !strings.Contains(out, "chmod 0600 /etc/mesh/store/password") {
@@ -106,8 +106,8 @@ func TestRealCoreDNS(t *testing.T) {
 	run(t, h, "meshd-etcd")
 	until(t, h, "the store", "mesh status", "store      ok")
 	must(t, h, "mesh host add printer 10.77.0.77 --alias lpt && mesh host add nas.spencer 10.77.0.80 10.77.0.81 --alias files.spencer")
-	// 5 of spencer, 2 of its addresses back; printer, lpt and one back; nas and files twice, and two back.
-	until(t, h, "the projection", "mesh status", "project    skydns, written by this node, 16 keys")
+	// 7 of spencer, 2 of its addresses back; printer, lpt and one back; nas and files twice, and two back.
+	until(t, h, "the projection", "mesh status", "project    skydns, written by this node, 18 keys")
 	corefile := `mesh.internal:5353 in-addr.arpa:5353 ip6.arpa:5353 {
 	errors
 	etcd {
