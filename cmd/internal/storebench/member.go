@@ -27,7 +27,6 @@ func playMember(in io.Reader, out io.Writer) error {
 		return err
 	}
 	debug.SetGCPercent(50)
-	debug.SetMemoryLimit(64 << 20)
 	at := func(i int, port string) url.URL { return url.URL{Scheme: "https", Host: address(i) + ":" + port} }
 	self := slices.Index(people, p.Name)
 	var cluster []string
