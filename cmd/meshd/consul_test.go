@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"mesh.internal/mesh/cmd/internal/lab"
 )
 
 // consulTemplate is what the test below has rendered. The lines begin with what they are about.
@@ -22,12 +24,8 @@ const consulTemplate = `{{range nodes}}node {{.Node}} {{.Address}}
 {{end}}end
 `
 
-// TestRealConsulTemplate has a real consul-template render services, again when one is not well, and again when it is.
-func TestRealConsulTemplate(t *testing.T) {
-	program := os.Getenv("MESH_CONSUL_TEMPLATE")
-	if program == "" {
-		t.Skip("MESH_CONSUL_TEMPLATE names no consul-template: make test-consul")
-	}
+// consul is a node that answers Consul's HTTP API, and its meshd.
+func consul(t *testing.T) (*lab.Host, *lab.Process) {
 	l, router := internet(t)
 	bkero, public := attach(t, l, router, "bkero")
 	must(t, bkero, "mesh init --name bkero --prefix 10.77.0.0/16 --public "+public.Addr4.String())
@@ -37,6 +35,16 @@ func TestRealConsulTemplate(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, bkero, "the store", "mesh status", "ok, revision")
+	return bkero, meshd
+}
+
+// TestRealConsulTemplate has a real consul-template render services, again when one is not well, and again when it is.
+func TestRealConsulTemplate(t *testing.T) {
+	program := os.Getenv("MESH_CONSUL_TEMPLATE")
+	if program == "" {
+		t.Skip("MESH_CONSUL_TEMPLATE names no consul-template: make test-consul")
+	}
+	bkero, meshd := consul(t)
 	must(t, bkero, "mkdir /run/web")
 	serve := func() func() {
 		web, err := bkero.Start("python3", "-m", "http.server", "--bind", "10.77.0.1", "--directory", "/run/web", "80")

@@ -20,15 +20,7 @@ func TestRealPrometheus(t *testing.T) {
 	if err != nil {
 		t.Skip("there is no prometheus: make test-prometheus")
 	}
-	l, router := internet(t)
-	bkero, public := attach(t, l, router, "bkero")
-	must(t, bkero, "mesh init --name bkero --prefix 10.77.0.0/16 --public "+public.Addr4.String())
-	must(t, bkero, `printf 'consul = ["127.0.0.1:8500"]\nconsul_reports = true\n' >/run/x && cat /etc/mesh/mesh.toml >>/run/x && cp /run/x /etc/mesh/mesh.toml && meshd -check`)
-	meshd := up(t, bkero)
-	if _, err := bkero.Start("meshd-etcd"); err != nil {
-		t.Fatal(err)
-	}
-	until(t, bkero, "the store", "mesh status", "ok, revision")
+	bkero, meshd := consul(t)
 	must(t, bkero, "mkdir /run/web && echo 'mesh_test_total 42' >/run/web/metrics")
 	exporter, err := bkero.Start("python3", "-c", `import http.server, os
 class exporter(http.server.SimpleHTTPRequestHandler): extensions_map = {"": "text/plain; version=0.0.4"}
